@@ -1,0 +1,328 @@
+"""Args: every setting of a training run, in the YAML file and on the command line alike. Imports no torch.
+
+Names are those of transformers' TrainingArguments where they exist there; `ALIASES` lists the other spellings taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from strict_settings import (
+    Problem,
+    SettingsError,
+    Source,
+    above,
+    at_least,
+    at_most,
+    below,
+    build,
+    documented,
+    parse_command_line,
+    read_yaml,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder that holds `sft/` and `ds_configs/`: the clone, or site-packages."""
+
+ALIASES = {
+    "model_name": "model_name_or_path",
+    "max_seq_length": "max_length",
+    "dataset": "train_file",
+    "validation_file": "eval_file",
+    "per_device_batch_size": "per_device_train_batch_size",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "max_grad": "max_grad_norm",
+    "path_chat_template": "chat_template_path",
+}
+"""Other spelling → setting."""
+
+LAUNCHER_OPTIONS = ("--local_rank", "--local-rank")
+"""What per-node launchers add to a script's options; the environment says the same."""
+
+FULL_LEARNING_RATE = 5e-6
+LORA_LEARNING_RATE = 1e-4
+
+PositiveInt = Annotated[int, at_least(1)]
+
+
+@documented
+@dataclass(frozen=True)
+class LoraArgs:
+    """`lora:` — low-rank adapters instead of full fine-tuning."""
+
+    enabled: bool = True
+    """Train adapters; `false` keeps the other values in the file for later."""
+    r: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: Annotated[float, above(0)] = 32.0
+    """The adapters' product is scaled by alpha / r."""
+    dropout: Annotated[float, at_least(0), below(1)] = 0.0
+    """Dropout on the adapters' input."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the layers that get adapters; empty: every linear layer but the output layer."""
+    merge: bool = False
+    """Also write the merged weights, to `merged/` in the output directory."""
+
+
+@documented
+@dataclass(frozen=True)
+class Args:
+    """Every setting of a run. Instances from `load_args` are validated; `to_json` is what `arguments.json` holds."""
+
+    # Model
+    model_name_or_path: str | None = None
+    """Hub name or folder of a causal language model with safetensors weights."""
+    model_config: dict[str, Any] | None = None
+    """Instead of a name: a transformers config (`{model_type: qwen3, hidden_size: 64, …}`) for random weights."""
+    tokenizer_name: str | None = None
+    """Hub name or folder of the tokenizer; by default the model's."""
+    chat_template_path: str | None = None
+    """A Jinja file, or `chatml` for the bundled one; by default the tokenizer's own template."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read that code."""
+    attn_implementation: str = "sdpa"
+    """transformers' attention implementation."""
+
+    # Data
+    train_file: str | None = None
+    """Conversations to train on: a JSON or JSONL file, or what `datasets.load_dataset` takes."""
+    eval_file: str | None = None
+    """Held-out conversations, for the evaluation loss."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What our columns are called in your files: `{prompt: question, response: answer}` or `{messages: dialog}`."""
+    max_train_samples: PositiveInt | None = None
+    """Take only the first rows of `train_file`."""
+    max_eval_samples: PositiveInt | None = None
+    """Take only the first rows of `eval_file`."""
+    max_length: Annotated[int, at_least(2)] = 2048
+    """Tokens per conversation; longer ones are cut at the end, and counted."""
+
+    # Optimization
+    num_train_epochs: Annotated[float, above(0)] = 1.0
+    """Passes over the training data, if `max_steps` is not given."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps in all; wins over `num_train_epochs`."""
+    per_device_train_batch_size: PositiveInt = 8
+    """Conversations in one forward pass of one process."""
+    per_device_eval_batch_size: PositiveInt = 8
+    """The same for evaluation."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forward passes per optimizer step."""
+    train_batch_size: PositiveInt | None = None
+    """Conversations per optimizer step over all processes; when given, the accumulation steps follow from it."""
+    learning_rate: Annotated[float, above(0)] | None = None
+    """Peak learning rate; by default 5e-6 for full fine-tuning and 1e-4 for LoRA."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up: to zero at the last step, or not at all."""
+    warmup_ratio: Annotated[float, at_least(0), at_most(1)] = 0.1293
+    """Share of all steps in which the learning rate rises linearly from zero."""
+    warmup_steps: Annotated[int, at_least(0)] | None = None
+    """Steps of warm-up; wins over `warmup_ratio`."""
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    """AdamW's decoupled weight decay, on matrices only (not on biases and norms)."""
+    adam_beta1: Annotated[float, at_least(0), below(1)] = 0.9
+    """Decay of AdamW's mean of gradients."""
+    adam_beta2: Annotated[float, at_least(0), below(1)] = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    adam_epsilon: Annotated[float, above(0)] = 1e-8
+    """AdamW's guard against division by zero."""
+    max_grad_norm: Annotated[float, above(0)] = 1.0
+    """The gradient's global 2-norm is scaled down to this."""
+    seed: Annotated[int, at_least(0)] = 42
+    """Random weights, data order and dropout follow from it."""
+
+    # Precision and memory
+    bf16: bool | None = None
+    """bfloat16 forward and backward passes with fp32 weights in the optimizer; by default where the device has it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the model (the first steps take minutes)."""
+
+    # Engine
+    deepspeed: str | None = None
+    """A DeepSpeed ZeRO settings file (`ds_configs/zero2.json`); by default plain torch (DDP)."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer state by torch's FSDP2 (`fully_shard`)."""
+    ddp_timeout: Annotated[int, at_least(1)] = 1800
+    """Seconds that a collective may take before the run is ended."""
+
+    # Adapters
+    lora: LoraArgs = field(default_factory=lambda: LoraArgs(enabled=False))
+    """Mapping `{enabled, r, alpha, dropout, target_modules, merge}`; naming it turns it on."""
+
+    # Evaluation
+    eval_steps: PositiveInt | None = None
+    """Evaluate every so many steps; by default at the end of every epoch."""
+    early_stopping_patience: PositiveInt | None = None
+    """End the run after so many evaluations without a better loss."""
+    load_best_model_at_end: bool = False
+    """Write the weights of the best evaluation as the final model, instead of the last ones."""
+
+    # Output
+    output_dir: str = "runs/latest"
+    """Where everything goes: the model, checkpoints, TensorBoard events and logs."""
+    run_name: str | None = None
+    """Name of the run; the launcher makes the run directory from it."""
+    logging_steps: PositiveInt = 1
+    """Log every so many steps."""
+    save_steps: Annotated[int, at_least(0)] = 500
+    """Checkpoint every so many steps; 0: never."""
+    save_total_limit: PositiveInt = 2
+    """Keep so many checkpoints."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the final weights; `auto`: that of the model we started from."""
+    resume_from_checkpoint: str = "auto"
+    """`auto`: the newest checkpoint in `output_dir`, if there is one; `none`; or a checkpoint's folder."""
+    report_to: Literal["tensorboard", "none"] = "tensorboard"
+    """Where the scalars go besides `training_log.json`."""
+
+    # The launcher's
+    launch: dict[str, Any] = field(default_factory=dict)
+    """Read by `python -m launch` only: nodes, partition and the like."""
+
+    def __post_init__(self) -> None:
+        # HfArgumentParser and plain Python hand a mapping over; both spellings give the same object.
+        if isinstance(self.lora, Mapping):
+            object.__setattr__(self, "lora", LoraArgs(**self.lora))
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, or the default that belongs to full fine-tuning or to LoRA."""
+        default = LORA_LEARNING_RATE if self.lora.enabled else FULL_LEARNING_RATE
+        return self.learning_rate if self.learning_rate is not None else default
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Forward passes per optimizer step.
+
+        Raises:
+            SettingsError: `train_batch_size` is no multiple of world × per-device batch.
+        """
+        if self.train_batch_size is None:
+            return self.gradient_accumulation_steps
+        per_pass = world_size * self.per_device_train_batch_size
+        if self.train_batch_size % per_pass:
+            lower = self.train_batch_size // per_pass * per_pass
+            valid = f"{lower} or {lower + per_pass}" if lower else f"{per_pass}"
+            rule = (
+                f"be a multiple of {per_pass} = {world_size} processes × "
+                f"{self.per_device_train_batch_size} per_device_train_batch_size"
+            )
+            raise SettingsError(Problem("train_batch_size", self.train_batch_size, rule, f"Take {valid}."))
+        return self.train_batch_size // per_pass
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as `arguments.json` holds them."""
+        return dataclasses.asdict(self)
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong between settings; each field alone is checked by its annotation."""
+        if (self.model_name_or_path is None) == (self.model_config is None):
+            remedy = "Give a hub name or a folder, or a config for random weights."
+            rule = "be given, or model_config, and not both"
+            yield Problem("model_name_or_path", self.model_name_or_path, rule, remedy)
+        if self.model_config is not None and not isinstance(self.model_config.get("model_type"), str):
+            yield Problem("model_config", self.model_config, "name a model_type", "For example model_type: qwen3.")
+        if self.model_config is not None and self.tokenizer_name is None:
+            yield Problem("tokenizer_name", None, "be given together with model_config")
+        if self.train_file is None:
+            yield Problem("train_file", None, "be given", "Name a JSON or JSONL file of conversations.")
+        if self.deepspeed is not None and self.fsdp:
+            yield Problem("fsdp", True, "be false with deepspeed", "Choose one of the two.")
+        if self.train_batch_size is not None and self.gradient_accumulation_steps != 1:
+            rule, remedy = "not be given with train_batch_size", "Remove one: either follows from the other."
+            yield Problem("gradient_accumulation_steps", self.gradient_accumulation_steps, rule, remedy)
+        for name in ("early_stopping_patience", "load_best_model_at_end", "eval_steps"):
+            if getattr(self, name) and self.eval_file is None:
+                yield Problem(name, getattr(self, name), "come with an eval_file")
+        yield from self._unknown_columns()
+        yield from self._missing_files()
+
+    def _unknown_columns(self) -> Iterator[Problem]:
+        known = ("messages", "prompt", "response")
+        for name in self.columns:
+            if name not in known:
+                rule = f"be one of {', '.join(known)}"
+                yield Problem("a key of columns", name, rule, "Write {our name: your name}.")
+
+    def _missing_files(self) -> Iterator[Problem]:
+        for name in _FILES:
+            value = getattr(self, name)
+            if value is not None and _looks_like_a_path(value) and not Path(value).exists():
+                remedy = "No such file, looked for from the working directory and beside the settings file."
+                yield Problem(name, value, "be there", remedy)
+
+
+_FILES = ("model_name_or_path", "tokenizer_name", "chat_template_path", "train_file", "eval_file", "deepspeed")
+_BUNDLED = {"chat_template_path": ROOT / "sft" / "templates", "deepspeed": ROOT}
+
+
+def load_args(words: Sequence[str] | None = None, *, config: str | Path | None = None) -> Args:
+    """The settings of a YAML file (`--config FILE` among the words, or `config`), overridden by the words.
+
+    Paths are looked for from the working directory, then beside the settings file, then among what is bundled.
+
+    Raises:
+        SettingsError: everything that is wrong, in one message, with file and line.
+    """
+    remaining = list(words or ())
+    config = _take_config(remaining) or config
+    sources = [read_yaml(config)] if config is not None else []
+    sources.append(parse_command_line(Args, remaining, ALIASES))
+    folders = [Path(config).resolve().parent] if config is not None else []
+    return build(Args, *(_resolved(source, folders) for source in sources), aliases=ALIASES)
+
+
+def _take_config(words: list[str]) -> str | None:
+    """Removes `--config FILE` from the words."""
+    for index, word in enumerate(words):
+        if word.startswith("--config="):
+            return words.pop(index).partition("=")[2]
+        if word == "--config" and index + 1 < len(words):
+            words.pop(index)
+            return words.pop(index)
+    return None
+
+
+def _resolved(source: Source, folders: list[Path]) -> Source:
+    """The source with its file names made findable from any working directory."""
+    values = dict(source.values)
+    for key, value in values.items():
+        name = ALIASES.get(key, key)
+        if name in _FILES and isinstance(value, str):
+            values[key] = _found(name, value, folders)
+    return dataclasses.replace(source, values=values)
+
+
+def _found(name: str, value: str, folders: list[Path]) -> str:
+    if Path(value).exists():
+        return value
+    bundled = [_BUNDLED[name]] if name in _BUNDLED else []
+    suffixes = ("", ".jinja") if name == "chat_template_path" else ("",)
+    for candidate in (folder / f"{value}{suffix}" for folder in [*folders, *bundled] for suffix in suffixes):
+        if candidate.exists():
+            return str(candidate)
+    return value
+
+
+def _looks_like_a_path(value: str) -> bool:
+    """True for what can be no hub name: those are `name` or `owner/name`, without a file's suffix."""
+    suffixes = (".json", ".jsonl", ".jinja", ".yaml", ".yml", ".parquet", ".txt", ".csv")
+    return value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(suffixes)
+
+
+def describe_settings() -> str:
+    """Every setting with its default and what it does, for --help."""
+    lines = []
+    for setting in dataclasses.fields(Args):
+        has_default = setting.default is not dataclasses.MISSING and setting.default is not None
+        shown = f" [{json.dumps(setting.default)}]" if has_default else ""
+        lines.append(f"  --{setting.name}{shown}\n      {setting.metadata['help']}")
+    aliases = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
+    return "\n".join([*lines, "", f"other spellings: {aliases}"])

@@ -1,0 +1,239 @@
+"""DeepSpeed's ZeRO behind the Engine protocol. The only file that imports deepspeed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sft.config import Args
+from sft.dataset import Batch
+from sft.engine import TensorKind, adamw_state, require_finite
+from sft.loss import sum_of_token_losses
+from sft.optimizer import set_learning_rate
+from sft.world import World
+from strict_settings import Problem, SettingsError
+
+_FILLED_IN = {
+    "train_batch_size": "per_device_train_batch_size and gradient_accumulation_steps",
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+    "bf16": "bf16",
+    "fp16": "bf16",
+    "optimizer": "learning_rate and the adam_ settings",
+    "scheduler": "lr_scheduler_type",
+}
+"""Key of DeepSpeed's settings → the setting of ours that it follows from."""
+
+
+def read_deepspeed_config(path: str | Path) -> dict[str, Any]:
+    """DeepSpeed's settings from a JSON file that leaves to us what follows from our own settings.
+
+    Raises:
+        SettingsError: bad JSON, a key that we fill in, or a value "auto", which only transformers' Trainer replaces.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(Problem("deepspeed", str(path), "be a readable JSON file", f"{error}.")) from error
+    problems = [
+        Problem(key, config[key], "be left out", f"It follows from {ours} in the settings.", where=str(path))
+        for key, ours in _FILLED_IN.items()
+        if key in config
+    ]
+    problems += [Problem(key, "auto", "be a value, or be left out", where=str(path)) for key in _autos(config)]
+    if problems:
+        raise SettingsError(problems)
+    return dict(config)
+
+
+def _autos(config: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _autos(value, f"{prefix}.{key}" if prefix else key)
+    elif config == "auto" and prefix.partition(".")[0] not in _FILLED_IN:
+        yield prefix
+
+
+def complete_config(
+    config: dict[str, Any], args: Args, world: World, *, bf16: bool, accumulation: int
+) -> dict[str, Any]:
+    """The settings that DeepSpeed gets: the file's, and what follows from ours."""
+    return {
+        # Our AdamW is torch's fused one: no C++ is compiled, and it is faster than DeepSpeed's on the CPU.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        **config,
+        "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": args.per_device_train_batch_size * accumulation * world.size,
+        "gradient_clipping": args.max_grad_norm,
+        "bf16": {"enabled": bf16},
+    }
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage that a configuration asks for."""
+    return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+@contextlib.contextmanager
+def partitioned_loading(config: dict[str, Any], world: World, *, enabled: bool) -> Iterator[None]:
+    """While it is open, transformers loads a model under ZeRO-3 without holding all of it in any one process.
+
+    Random weights are made whole (`enabled=False`): on partitioned ones transformers' initialisation has no effect.
+    """
+    if zero_stage(config) < 3 or not enabled:
+        yield
+        return
+    initialize_deepspeed(world)
+    from transformers.integrations import HfDeepSpeedConfig
+
+    registration = HfDeepSpeedConfig(config)  # transformers looks for it through a weak reference
+    yield
+    del registration
+
+
+def initialize_deepspeed(world: World) -> Any:
+    """The deepspeed module, using the process group that is there, with nothing compiled."""
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    import deepspeed
+    from deepspeed.ops.op_builder.builder import OpBuilder  # noqa: F401  (probing operators needs it loaded)
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    if world.device.type == "cpu":
+        # Otherwise the first use compiles a shared-memory all-reduce in C++, for half a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+class DeepSpeedEngine:
+    """ZeRO 0–3 with torch's fused AdamW as the client optimizer."""
+
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, world: World, config: dict[str, Any]) -> None:
+        """
+        Args:
+            model: under ZeRO-3 loaded within `partitioned_loading`.
+            optimizer: over the model's trainable parameters.
+            world: the ranks; the process group must be there.
+            config: from `complete_config`.
+        """
+        deepspeed = initialize_deepspeed(world)
+        self.model = model
+        self._world = world
+        self._stage = zero_stage(config)
+        self._gathered = deepspeed.zero.GatheredParameters
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self._parameters = dict(model.named_parameters())
+
+    def accumulate(self, batch: Batch, num_trained_tokens: float, *, is_last: bool) -> Tensor:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        loss_sum = sum_of_token_losses(self._engine, batch)
+        # DeepSpeed averages gradients over ranks; our loss is already divided by the tokens of all ranks.
+        self._engine.backward(loss_sum * (self._world.size / num_trained_tokens), scale_wrt_gas=False)
+        return loss_sum.detach()
+
+    def step(self, learning_rate: float) -> float:
+        set_learning_rate(self._engine.optimizer, learning_rate)
+        self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm())
+        require_finite("grad_norm", grad_norm)
+        return grad_norm
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        return sum_of_token_losses(self._engine, batch)
+
+    @torch.no_grad()
+    def gather(self, name: str, kind: TensorKind) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        parameter = self._parameters[name]
+        if self._is_partitioned(parameter):
+            whole: Tensor = (
+                safe_get_full_fp32_param(parameter)
+                if kind == "weight"
+                else safe_get_full_optimizer_state(parameter, kind)
+            )
+            return whole.view(getattr(parameter, "ds_shape", parameter.shape))
+        if kind != "weight":
+            state: Tensor = self._base_optimizer.state[parameter][kind]
+            return state
+        with self._gathered([parameter], enabled=self._stage == 3):
+            value: Tensor = parameter.detach().clone()
+            return value
+
+    @torch.no_grad()
+    def scatter(self, name: str, kind: TensorKind, value: Tensor) -> None:
+        parameter = self._parameters[name]
+        value = value.to(self._world.device)
+        if self._stage == 3:
+            self._scatter_stage3(parameter, kind, value)
+        elif self._is_partitioned(parameter):
+            parameter.set_full_hp_param(value, None if kind == "weight" else kind)
+        elif kind != "weight":
+            self._base_optimizer.state[parameter][kind].copy_(value)
+        if kind == "weight" and self._stage < 3:
+            parameter.copy_(value)
+
+    def _scatter_stage3(self, parameter: Tensor, kind: TensorKind, value: Tensor) -> None:
+        from deepspeed.utils import (
+            safe_get_local_fp32_param,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        if kind == "weight":
+            with self._gathered([parameter], modifier_rank=0):
+                parameter.copy_(value)
+        if not parameter.requires_grad:
+            return
+        # Each rank owns an equal piece of the flattened tensor, the last one padded.
+        num_own = safe_get_local_fp32_param(parameter).numel()
+        padded = torch.zeros(num_own * self._world.size, device=value.device)
+        padded[: value.numel()] = value.flatten()
+        own = padded[self._world.rank * num_own :][:num_own]
+        if kind == "weight":
+            safe_set_local_fp32_param(parameter, own)
+        else:
+            safe_set_local_optimizer_state(parameter, own, kind)
+
+    def start_from(self, num_steps: int) -> None:
+        zero_optimizer, state = self._engine.optimizer, self._base_optimizer.state
+        for partition in self._own_partitions(zero_optimizer):
+            state[partition] = adamw_state(partition, num_steps)
+        if self._stage in (1, 2):
+            zero_optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _own_partitions(self, zero_optimizer: Any) -> list[Tensor]:
+        """The float32 tensors that this rank's AdamW updates."""
+        if self._stage == 3:
+            return list(zero_optimizer.fp32_partitioned_groups_flat)
+        return [parameter for group in self._base_optimizer.param_groups for parameter in group["params"]]
+
+    @property
+    def _base_optimizer(self) -> Any:
+        """torch's AdamW, which DeepSpeed may have wrapped."""
+        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+
+    @staticmethod
+    def _is_partitioned(parameter: Any) -> bool:
+        """True if DeepSpeed keeps the float32 values apart from the parameter."""
+        if not parameter.requires_grad:
+            return False
+        return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")

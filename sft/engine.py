@@ -1,0 +1,193 @@
+"""Engine: forward, backward and step of one kind of parallelism, behind one narrow protocol.
+
+Here are the protocol and the plain torch engines (one process, DDP, FSDP2); DeepSpeed's is in `deepspeed_engine.py`.
+Every engine minimises the same thing: the sum of token losses over all ranks and micro-batches of an optimizer step,
+divided by the number of trained tokens in all of them. What a framework divides on top of that is undone inside its
+engine and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from sft.dataset import Batch
+from sft.errors import NonFiniteError
+from sft.loss import sum_of_token_losses
+from sft.optimizer import set_learning_rate
+from sft.world import World
+
+TensorKind = Literal["weight", "exp_avg", "exp_avg_sq"]
+"""A parameter's value in full precision, or one of AdamW's two running means."""
+OPTIMIZER_KINDS: tuple[TensorKind, ...] = ("exp_avg", "exp_avg_sq")
+
+
+class Engine(Protocol):
+    """What the loop, the checkpoints and the export know of parallelism."""
+
+    model: Any
+    """The transformers (or peft) model whose parameters and configuration these are."""
+
+    def accumulate(self, batch: Batch, num_trained_tokens: float, *, is_last: bool) -> Tensor:
+        """Runs forward and backward of one micro-batch and adds up gradients.
+
+        Args:
+            batch: this rank's documents.
+            num_trained_tokens: of the whole optimizer step, over all ranks and micro-batches.
+            is_last: True in the last micro-batch of the step, when gradients are reduced over ranks.
+
+        Returns:
+            The batch's sum of token losses, detached.
+        """
+
+    def step(self, learning_rate: float) -> float:
+        """Clips, updates the weights, clears the gradients; returns the gradient's global 2-norm before clipping.
+
+        Raises:
+            NonFiniteError: the norm is no number, on every rank alike.
+        """
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """The batch's sum of token losses, without gradients."""
+
+    def gather(self, name: str, kind: TensorKind) -> Tensor:
+        """One parameter's tensor, whole, on every rank (a collective). Only one is whole at a time."""
+
+    def scatter(self, name: str, kind: TensorKind, value: Tensor) -> None:
+        """Sets what `gather` gives; every rank brings the whole tensor."""
+
+    def start_from(self, num_steps: int) -> None:
+        """Makes room for AdamW's state as after so many steps, before it is scattered."""
+
+
+class TorchEngine:
+    """Plain torch: one process, DDP, or FSDP2. Weights and AdamW's state are float32; bfloat16 is for computing."""
+
+    def __init__(
+        self, model: Any, optimizer_factory: Any, world: World, *, bf16: bool, max_grad_norm: float, fsdp: bool
+    ) -> None:
+        """
+        Args:
+            model: on the CPU, the same on every rank.
+            optimizer_factory: the model → its optimizer; called after sharding, when the parameters are final.
+            world: the ranks.
+            bf16: compute in bfloat16.
+            max_grad_norm: clipping threshold.
+            fsdp: shard by FSDP2 instead of replicating by DDP.
+        """
+        self.model = model
+        self._world = world
+        self._max_grad_norm = max_grad_norm
+        self._fsdp = fsdp
+        self._autocast = bf16 and not fsdp
+        if fsdp:
+            _shard(model, bf16)
+        model.to(world.device)
+        self._forward: nn.Module = model
+        if world.is_distributed and not fsdp:
+            device_ids = [world.device.index] if world.device.type == "cuda" else None
+            self._forward = DistributedDataParallel(
+                model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self._parameters = dict(model.named_parameters())
+        self.optimizer: torch.optim.Optimizer = optimizer_factory(model)
+
+    def accumulate(self, batch: Batch, num_trained_tokens: float, *, is_last: bool) -> Tensor:
+        with self._gradient_sync(is_last):
+            with self._computing():
+                loss_sum = sum_of_token_losses(self._forward, batch)
+            # DDP and FSDP2 average gradients over ranks; our loss is already divided by the tokens of all ranks.
+            torch.autograd.backward(loss_sum * (self._world.size / num_trained_tokens))
+        return loss_sum.detach()
+
+    def step(self, learning_rate: float) -> float:
+        trainable = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trainable, self._max_grad_norm)
+        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        require_finite("grad_norm", grad_norm)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return grad_norm
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        with self._computing():
+            return sum_of_token_losses(self.model, batch)
+
+    @torch.no_grad()
+    def gather(self, name: str, kind: TensorKind) -> Tensor:
+        parameter = self._parameters[name]
+        tensor = parameter if kind == "weight" else self.optimizer.state[parameter][kind]
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+    @torch.no_grad()
+    def scatter(self, name: str, kind: TensorKind, value: Tensor) -> None:
+        parameter = self._parameters[name]
+        target = parameter if kind == "weight" else self.optimizer.state[parameter][kind]
+        value = value.to(self._world.device, target.dtype)
+        if isinstance(target, DTensor):
+            value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None).to_local()
+            target.to_local().copy_(value)
+        else:
+            target.copy_(value)
+
+    def start_from(self, num_steps: int) -> None:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                self.optimizer.state[parameter] = adamw_state(parameter, num_steps)
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._autocast)
+
+    @contextlib.contextmanager
+    def _gradient_sync(self, is_last: bool) -> Iterator[None]:
+        """Gradients are reduced over ranks once per step, in its last micro-batch."""
+        if isinstance(self._forward, DistributedDataParallel) and not is_last:
+            with self._forward.no_sync():
+                yield
+            return
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(is_last)
+        yield
+
+
+def _shard(model: Any, bf16: bool) -> None:
+    """Applies FSDP2 to each decoder layer and then to the rest."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a transformer: the entries of its longest ModuleList."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def adamw_state(parameter: Tensor, num_steps: int) -> dict[str, Tensor]:
+    """AdamW's state of a parameter as `torch.optim.AdamW(fused=True)` makes it, with zero means."""
+    return {
+        "step": torch.tensor(float(num_steps), device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
+
+
+def require_finite(name: str, value: float) -> None:
+    """
+    Raises:
+        NonFiniteError: `value` is infinite or no number.
+    """
+    if not math.isfinite(value):
+        remedy = "The run ends here, and no checkpoint holds it. Lower learning_rate, or look at the rows of this step."
+        raise NonFiniteError(f"{name} is {value}; it must be finite. {remedy}")

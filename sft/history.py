@@ -1,0 +1,110 @@
+"""History: what a run logged — training_log.json, TensorBoard and the progress bar. Rank 0 only writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from sft.storage import write_json
+
+Record = dict[str, Any]
+
+_FLUSH_INTERVAL_S = 10.0
+"""training_log.json is written again at most this often (and at the end): it is one JSON list."""
+
+
+class History:
+    """The records of a run, in order: one per logged step, one per evaluation, a summary at the end.
+
+    On ranks other than 0 it keeps the records and writes nothing. Use it as a context manager: what was logged is on
+    the disk also when the body raises.
+    """
+
+    def __init__(self, output_dir: Path, num_steps: int, *, is_main: bool, tensorboard: bool) -> None:
+        """
+        Args:
+            output_dir: the run directory.
+            num_steps: optimizer steps of the whole run, for the progress bar.
+            is_main: False on ranks that only train.
+            tensorboard: also write TensorBoard events, to `output_dir/tensorboard`.
+        """
+        self.records: list[Record] = []
+        self._path = output_dir / "training_log.json"
+        self._num_steps = num_steps
+        self._is_main = is_main
+        self._tensorboard_dir = output_dir / "tensorboard" if tensorboard and is_main else None
+        self._writer: Any = None
+        self._bar: Any = None
+        self._flushed_at = 0.0
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.flush()
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def start(self, first_step: int) -> None:
+        """Takes up the records of an earlier attempt up to `first_step`, and opens TensorBoard and the bar."""
+        if not self._is_main:
+            return
+        from tqdm import tqdm
+
+        if first_step and self._path.is_file():
+            earlier = json.loads(self._path.read_text(encoding="utf-8"))
+            self.records = [r for r in earlier if r.get("type") != "summary" and r["step"] <= first_step]
+        if self._tensorboard_dir is not None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            # What an earlier attempt logged beyond the step from which this one goes on is hidden.
+            purge = first_step + 1 if first_step else None
+            self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge)
+        self._bar = tqdm(total=self._num_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5)
+
+    def log_step(self, record: Record) -> None:
+        """A training record: step, epoch, loss, learning_rate, grad_norm, num_tokens, num_trained_tokens,
+        tokens_per_s, elapsed_s."""
+        self._log({"type": "train", **record}, "train")
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {record['loss']:.4f}, {record['tokens_per_s']:,.0f} tokens/s", refresh=False
+            )
+
+    def log_eval(self, record: Record) -> None:
+        """An evaluation record: step, epoch, eval_loss, num_trained_tokens, elapsed_s."""
+        self._log({"type": "eval", **record}, "eval")
+        if self._bar is not None:
+            self._bar.write(f"step {record['step']}: eval_loss {record['eval_loss']:.4f}")
+
+    def log_summary(self, record: Record) -> None:
+        """The last record of a run."""
+        self.records.append({"type": "summary", **record})
+        self.flush()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def _log(self, record: Record, group: str) -> None:
+        self.records.append(record)
+        if self._writer is not None:
+            for name, value in record.items():
+                if name not in ("type", "step"):
+                    self._writer.add_scalar(f"{group}/{name}", value, record["step"])
+        if time.monotonic() - self._flushed_at > _FLUSH_INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts everything on the disk."""
+        if not self._is_main or not self.records:
+            return
+        write_json(self._path, self.records)
+        if self._writer is not None:
+            self._writer.flush()
+        self._flushed_at = time.monotonic()

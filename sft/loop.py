@@ -1,0 +1,169 @@
+"""The training loop. Read this page first: everything else serves it.
+
+One optimizer step takes `rows_per_step` documents, wherever they are computed. Each rank runs its share in
+micro-batches; the loss is the sum over all trained tokens divided by their global number, so that it does not depend
+on the number of ranks, on the micro-batch or on the accumulation. The loop knows no kind of parallelism: that is the
+engine's affair.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sft.checkpoint import Checkpoints, RunState
+from sft.config import Args
+from sft.dataset import Batch, ConversationDataset
+from sft.engine import Engine, require_finite
+from sft.history import History
+from sft.optimizer import learning_rate_at
+from sft.sharding import rank_batches, step_rows, steps_per_epoch
+from sft.world import World
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run, fixed before its first step."""
+
+    num_documents: int
+    rows_per_step: int
+    steps_per_epoch: int
+    num_steps: int
+    eval_every: int
+
+    @classmethod
+    def of(cls, args: Args, num_documents: int, world_size: int) -> Plan:
+        """The plan for so many documents on so many ranks."""
+        rows_per_step = world_size * args.per_device_train_batch_size * args.accumulation_steps(world_size)
+        per_epoch = steps_per_epoch(num_documents, rows_per_step)
+        num_steps = args.max_steps or max(1, math.ceil(args.num_train_epochs * per_epoch))
+        return cls(num_documents, rows_per_step, per_epoch, num_steps, args.eval_steps or per_epoch)
+
+    def identity(self, args: Args) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be taken up: the data's order and the learning rate's course."""
+        names = (
+            "seed",
+            "lr_scheduler_type",
+            "warmup_ratio",
+            "warmup_steps",
+            "weight_decay",
+            "adam_beta1",
+            "adam_beta2",
+        )
+        return {
+            "num_documents": self.num_documents,
+            "rows_per_step": self.rows_per_step,
+            "num_steps": self.num_steps,
+            "learning_rate": args.peak_learning_rate,
+            **{name: getattr(args, name) for name in names},
+        }
+
+
+def train(
+    engine: Engine,
+    train_data: ConversationDataset,
+    eval_data: ConversationDataset | None,
+    args: Args,
+    plan: Plan,
+    world: World,
+    history: History,
+    checkpoints: Checkpoints,
+    state: RunState,
+) -> RunState:
+    """Trains from `state` to the end of the plan, or until evaluation stops getting better; returns the last state.
+
+    Raises:
+        NonFiniteError: a loss or gradient is no number, on all ranks at the same step.
+    """
+    started = time.monotonic() - state.elapsed_s
+    engine.model.train()
+    for step in range(state.step + 1, plan.num_steps + 1):
+        step_started = time.monotonic()
+        rows = step_rows(plan.num_documents, plan.rows_per_step, args.seed, step - 1)
+        shares = rank_batches(rows, world.rank, world.size, args.per_device_train_batch_size)
+        batches = [train_data.batch(share).to(world.device) for share in shares]
+        num_tokens, num_trained_tokens = world.sum(
+            sum(batch.num_tokens for batch in batches), sum(batch.num_trained_tokens for batch in batches)
+        )
+
+        seed_dropout(args.seed, step, world.rank)
+        loss_sum = torch.zeros((), device=world.device)
+        for number, batch in enumerate(batches, 1):
+            loss_sum += engine.accumulate(batch, num_trained_tokens, is_last=number == len(batches))
+        loss = world.sum(float(loss_sum))[0] / num_trained_tokens
+        require_finite("loss", loss)
+        learning_rate = learning_rate_at(step, plan.num_steps, args)
+        grad_norm = engine.step(learning_rate)
+
+        now = time.monotonic()
+        state = replace(
+            state,
+            step=step,
+            num_tokens=state.num_tokens + int(num_tokens),
+            num_trained_tokens=state.num_trained_tokens + int(num_trained_tokens),
+            elapsed_s=now - started,
+        )
+        if step % args.logging_steps == 0 or step == plan.num_steps:
+            history.log_step(
+                {
+                    "step": step,
+                    "epoch": step / plan.steps_per_epoch,
+                    "loss": loss,
+                    "learning_rate": learning_rate,
+                    "grad_norm": grad_norm,
+                    "num_tokens": state.num_tokens,
+                    "num_trained_tokens": state.num_trained_tokens,
+                    "tokens_per_s": num_tokens / (now - step_started),
+                    "elapsed_s": state.elapsed_s,
+                }
+            )
+        history.advance(step)
+
+        is_best = False
+        if eval_data is not None and (step % plan.eval_every == 0 or step == plan.num_steps):
+            eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world)
+            state, is_best = after_evaluation(state, eval_loss)
+            history.log_eval(
+                {
+                    "step": step,
+                    "epoch": step / plan.steps_per_epoch,
+                    "eval_loss": eval_loss,
+                    "num_trained_tokens": num_eval_tokens,
+                    "elapsed_s": time.monotonic() - started,
+                }
+            )
+        if (args.save_steps and step % args.save_steps == 0) or (is_best and args.load_best_model_at_end):
+            checkpoints.save(engine, state)
+        if args.early_stopping_patience and state.num_evals_since_best >= args.early_stopping_patience:
+            break
+    return state
+
+
+def evaluate(engine: Engine, data: ConversationDataset, args: Args, world: World) -> tuple[float, int]:
+    """(mean loss per trained token over the whole data, number of those tokens): the same for any world or batch."""
+    engine.model.eval()
+    loss_sum, num_trained_tokens = torch.zeros((), device=world.device, dtype=torch.float64), 0
+    for share in rank_batches(list(range(len(data))), world.rank, world.size, args.per_device_eval_batch_size):
+        batch: Batch = data.batch(share).to(world.device)
+        loss_sum += engine.evaluate(batch).double()
+        num_trained_tokens += batch.num_trained_tokens
+    engine.model.train()
+    total, count = world.sum(float(loss_sum), num_trained_tokens)
+    return total / count, int(count)
+
+
+def after_evaluation(state: RunState, eval_loss: float) -> tuple[RunState, bool]:
+    """The state with the best evaluation so far, and whether this is it."""
+    if state.best_eval_loss is None or eval_loss < state.best_eval_loss:
+        return replace(state, best_eval_loss=eval_loss, best_step=state.step, num_evals_since_best=0), True
+    return replace(state, num_evals_since_best=state.num_evals_since_best + 1), False
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Makes the step's random numbers a function of (seed, step, rank), so that no generator has to be saved."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))

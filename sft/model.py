@@ -1,0 +1,169 @@
+"""Tokenizer and model: from a hub name, a folder, or a config with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sft.config import Args
+from strict_settings import Problem, SettingsError
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model in float32 on the CPU, and what the export has to know of where it came from."""
+
+    model: Any
+    """A transformers causal LM, or a peft model around one."""
+    save_dtype: torch.dtype
+    """Number format of the final weights."""
+
+
+def build_tokenizer(args: Args) -> Any:
+    """The tokenizer, with the chat template that the settings ask for.
+
+    Raises:
+        SettingsError: the tokenizer cannot be loaded.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    field = "tokenizer_name" if args.tokenizer_name else "model_name_or_path"
+    name = args.tokenizer_name or args.model_name_or_path
+    folder = Path(str(name))
+    try:
+        if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+            # A bare tokenizer.json names no class; every fast tokenizer can be loaded as the generic one.
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    except Exception as error:  # the library raises many kinds; its own words are the best there are
+        raise _cannot_load(field, name, error) from error
+    if args.chat_template_path is not None:
+        tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """Any valid id does: padding is masked by position, never by id, so that it may be the end-of-text token."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def build_model(args: Args, tokenizer: Any) -> BuiltModel:
+    """The model with a vocabulary that holds the tokenizer's, gradient checkpointing and adapters as asked for.
+
+    Random weights follow from `seed` alone, so that every rank makes the same ones.
+
+    Raises:
+        SettingsError: the model cannot be loaded, or does not go with the tokenizer.
+    """
+    config = _config(args, tokenizer)
+    save_dtype = _save_dtype(args, config)
+    model = _from_config(args, config) if args.model_config is not None else _from_pretrained(args)
+    _fit_vocabulary(model, tokenizer, args)
+    model.config.use_cache = False
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if args.lora.enabled:
+        model = _with_adapters(model, args)
+    return BuiltModel(model, save_dtype)
+
+
+def _from_pretrained(args: Args) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            args.model_name_or_path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=args.trust_remote_code,
+            attn_implementation=args.attn_implementation,
+        )
+    except Exception as error:  # the library raises many kinds; its own words are the best there are
+        raise _cannot_load("model_name_or_path", args.model_name_or_path, error) from error
+
+
+def _config(args: Args, tokenizer: Any) -> Any:
+    from transformers import AutoConfig
+
+    if args.model_config is None:
+        try:
+            return AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+        except Exception as error:  # the library raises many kinds; its own words are the best there are
+            raise _cannot_load("model_name_or_path", args.model_name_or_path, error) from error
+    try:
+        return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **args.model_config})
+    except Exception as error:  # configs validate themselves, with errors of many kinds
+        raise _cannot_load("model_config", args.model_config, error) from error
+
+
+def _from_config(args: Args, config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(args.seed)
+    try:
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=args.attn_implementation
+        )
+    except Exception as error:  # sizes that do not go together show only here
+        raise _cannot_load("model_config", args.model_config, error) from error
+
+
+def _cannot_load(field: str, value: Any, error: Exception) -> SettingsError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    loadable = "be a hub name or a folder that transformers can load"
+    rule = "be a config of a causal language model in transformers" if field == "model_config" else loadable
+    return SettingsError(Problem(field, value, rule, reason))
+
+
+def _save_dtype(args: Args, config: Any) -> torch.dtype:
+    dtype = getattr(torch, args.save_dtype) if args.save_dtype != "auto" else config.dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _fit_vocabulary(model: Any, tokenizer: Any, args: Args) -> None:
+    """Gives the embedding a row for every token. A vocabulary that is larger than the tokenizer's stays as it is."""
+    num_tokens, num_rows = len(tokenizer), model.config.get_text_config().vocab_size
+    if num_tokens <= num_rows:
+        return
+    if args.lora.enabled:
+        rule = f"have at most {num_rows} tokens, as the model has rows, with LoRA (new rows would stay untrained)"
+        raise SettingsError(Problem("the tokenizer's length", num_tokens, rule, "Resize the model first and save it."))
+    model.resize_token_embeddings(num_tokens)
+
+
+def _with_adapters(model: Any, args: Args) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    lora = args.lora
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) or "all-linear",
+        task_type=TaskType.CAUSAL_LM,
+    )
+    torch.manual_seed(args.seed)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        problem = Problem("lora.target_modules", lora.target_modules, "name layers of the model", str(error))
+        raise SettingsError(problem) from error
+    if args.gradient_checkpointing:
+        adapted.enable_input_require_grads()
+    return adapted
+
+
+def set_stop_tokens(model: Any, tokenizer: Any, stop_token_ids: list[int]) -> None:
+    """Makes `generate` stop where the model was trained to stop, beside the model's own end-of-text tokens."""
+    config = model.generation_config
+    known = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    known = [known] if isinstance(known, int) else list(known or [])
+    config.eos_token_id = sorted({*known, *stop_token_ids}) or None
+    config.pad_token_id = pad_token_id(tokenizer)

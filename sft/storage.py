@@ -1,0 +1,160 @@
+"""Files that are whole or not there: written under a temporary name, synced to the disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sft.errors import StorageError
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to write into a StorageError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "Free space there or choose another output_dir."
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}. {remedy}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically. Numbers that are not finite are refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with storage_errors(path):
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text + "\n", encoding="utf-8")
+        publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Makes a finished file or folder appear under its name, also after a power cut. An existing file is replaced."""
+    for file in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
+        _sync(file)
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the body ends well, and disappears when it does not."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            publish(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor that is to be written: its name, its size, and how to get it."""
+
+    name: str
+    num_bytes: int
+    get: Callable[[], Tensor]
+    """A collective under sharding engines: every rank calls it, in the same order."""
+
+
+def write_tensors(
+    entries: Sequence[TensorEntry],
+    folder: Path,
+    stem: str,
+    *,
+    is_main: bool,
+    transform: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes `stem.safetensors`, or numbered shards and `stem.safetensors.index.json` above `max_shard_bytes`.
+
+    Tensors are fetched one by one; the main rank holds one shard at a time, the others one tensor.
+
+    Args:
+        entries: the same on every rank.
+        folder: where to; it must exist on the main rank.
+        stem: `model`, for example.
+        is_main: True on the rank that writes.
+        transform: from the names and tensors of one shard to those that are written.
+        max_shard_bytes: a layer is never split, so that a shard may be larger if a layer is.
+    """
+    shards = _shards(entries, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    for number, shard in enumerate(shards, 1):
+        suffix = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        file_name = f"{stem}{suffix}.safetensors"
+        tensors: dict[str, Tensor] = {}
+        for entry in shard:
+            tensor = entry.get()
+            if is_main:
+                tensors[entry.name] = tensor.cpu().contiguous()
+        if not is_main:
+            continue
+        tensors = transform(tensors) if transform else tensors
+        path = folder / file_name
+        with storage_errors(path):
+            temporary = path.with_name(f".{file_name}.tmp")
+            save_file(tensors, temporary, metadata={"format": "pt"})
+            publish(temporary, path)
+        weight_map |= dict.fromkeys(tensors, file_name)
+        total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+    if is_main and len(shards) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def _shards(entries: Sequence[TensorEntry], max_shard_bytes: int) -> list[list[TensorEntry]]:
+    """Entries in files, in order. The tensors of one layer stay together: checkpoint formats that fuse or split
+    tensors do so within a layer."""
+    shards: list[list[TensorEntry]] = [[]]
+    size = 0
+    for group in _layers(entries):
+        group_bytes = sum(entry.num_bytes for entry in group)
+        if shards[-1] and size + group_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].extend(group)
+        size += group_bytes
+    return shards
+
+
+def _layers(entries: Sequence[TensorEntry]) -> list[list[TensorEntry]]:
+    """Neighbouring entries whose names agree up to the first number: `model.layers.3`."""
+    groups: list[list[TensorEntry]] = []
+    last = None
+    for entry in entries:
+        parts = entry.name.split(".")
+        numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+        layer = tuple(parts[: numbers[0] + 1]) if numbers else (entry.name,)
+        if layer == last:
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+        last = layer
+    return groups

@@ -1,0 +1,227 @@
+"""The training script: `torchrun … sft/train.py --config run.yaml`, `deepspeed …`, `python -m launch submit` or alone.
+
+Builds everything in the order in which it depends on each other, then calls the loop. Heavy libraries are imported
+after the settings have been checked: a typing mistake is told in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":
+    # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from sft.config import LAUNCHER_OPTIONS, Args, describe_settings, load_args
+from sft.errors import DataError, SftError
+from strict_settings import SettingsError
+
+if TYPE_CHECKING:
+    from sft.checkpoint import RunState
+    from sft.dataset import ConversationDataset
+    from sft.engine import Engine
+    from sft.loop import Plan
+    from sft.masking import Masker
+    from sft.model import BuiltModel
+    from sft.world import World
+
+USAGE = """usage: sft/train.py [--config RUN.yaml] [--NAME VALUE …] [--check] [--help]
+
+Trains a causal language model on conversations. Settings come from the YAML file; options override it.
+--check validates the settings and ends. Exit codes: 0 done, 2 settings, 3 data, 13 storage, 14 checkpoint,
+15 loss or gradient not finite, 1 anything else.
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    words = [word for word in words if word.partition("=")[0] not in LAUNCHER_OPTIONS]
+    if "--help" in words or "-h" in words:
+        print(f"{USAGE}\n{describe_settings()}")
+        return 0
+    check_only = "--check" in words
+    try:
+        args = load_args([word for word in words if word != "--check"])
+        args.accumulation_steps(int(os.environ.get("WORLD_SIZE", "1")))
+        if not check_only:
+            train_with(args)
+    except (SettingsError, SftError) as error:
+        # Every rank comes to the same refusal; one of them says it.
+        if os.environ.get("RANK", "0") == "0" or not isinstance(error, SettingsError | DataError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def run_training(config: str | Path | None = None, **overrides: Any) -> Path:
+    """Trains by a settings file; returns the folder of the final model.
+
+    Args:
+        config: path of the YAML file.
+        overrides: settings that win over the file, by their names in `Args`.
+
+    Raises:
+        SettingsError: the settings are wrong; nothing was loaded.
+        SftError: the run ended for a reason that has an exit code of its own.
+    """
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in overrides.items()]
+    args = load_args(words, config=config)
+    train_with(args)
+    return Path(args.output_dir)
+
+
+def train_with(args: Args) -> None:
+    """Trains by validated settings. In a distributed run every rank calls it."""
+    from sft.world import world_from_env
+
+    needs_group = args.deepspeed is not None or args.fsdp
+    with world_from_env(args.ddp_timeout, always_group=needs_group) as world:
+        _train(args, world)
+
+
+def _train(args: Args, world: World) -> None:
+    from sft.checkpoint import Checkpoints, RunState
+    from sft.export import export_model
+    from sft.history import History
+    from sft.loop import Plan, train
+    from sft.masking import Masker
+    from sft.model import build_tokenizer, pad_token_id
+
+    output_dir = _prepared_output_dir(args, world)
+    tokenizer = build_tokenizer(args)
+    masker = Masker(tokenizer, pad_token_id(tokenizer))
+    train_data = _dataset(str(args.train_file), args.max_train_samples, masker, args, world)
+    eval_data = _dataset(args.eval_file, args.max_eval_samples, masker, args, world) if args.eval_file else None
+    built, engine = _build_engine(args, tokenizer, sorted(masker.stop_token_ids), output_dir, world)
+    plan = Plan.of(args, len(train_data), world.size)
+    checkpoints = Checkpoints(output_dir / "checkpoints", world, plan.identity(args), args.save_total_limit)
+    found = checkpoints.find(args.resume_from_checkpoint)
+    state = checkpoints.load(found, engine) if found is not None else RunState()
+    _say(world, _description(args, plan, world))
+    if found is not None:
+        _say(world, f"resuming from {found}")
+
+    is_tensorboard = args.report_to == "tensorboard"
+    with History(output_dir, plan.num_steps, is_main=world.is_main, tensorboard=is_tensorboard) as history:
+        history.start(state.step)
+        state = train(engine, train_data, eval_data, args, plan, world, history, checkpoints, state)
+        if args.load_best_model_at_end and state.best_step is not None and state.best_step != state.step:
+            checkpoints.load_weights(checkpoints.path(state.best_step), engine)
+        export_model(engine, tokenizer, output_dir, world, built.save_dtype, merge_adapters=args.lora.merge)
+        history.log_summary(_summary(state, history.records))
+    world.barrier()
+    _say(world, f"model: {output_dir}")
+
+
+def _prepared_output_dir(args: Args, world: World) -> Path:
+    """The output directory, with `arguments.json` in it."""
+    from sft.storage import storage_errors, write_json
+
+    output_dir = Path(args.output_dir)
+    if world.is_main:
+        with storage_errors(output_dir):
+            output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "arguments.json", args.to_json())
+    return output_dir
+
+
+def _dataset(name: str, max_rows: int | None, masker: Masker, args: Args, world: World) -> ConversationDataset:
+    """The documents of a file. Each rank encodes for itself: nobody waits inside a collective for another."""
+    from sft.dataset import ConversationDataset
+    from sft.formats import read_conversations
+
+    data = ConversationDataset(read_conversations(name, args.columns, max_rows), masker, args.max_length)
+    _say(world, f"{name}: {data.summary}")
+    return data
+
+
+def _build_engine(
+    args: Args, tokenizer: Any, stop_token_ids: list[int], output_dir: Path, world: World
+) -> tuple[BuiltModel, Engine]:
+    """The model, and the engine that the settings ask for around it."""
+    from sft.engine import TorchEngine
+    from sft.model import build_model, set_stop_tokens
+    from sft.optimizer import build_optimizer
+    from sft.world import has_bf16
+
+    bf16 = args.bf16 if args.bf16 is not None else has_bf16(world.device)
+
+    def build() -> BuiltModel:
+        built = build_model(args, tokenizer)
+        base = built.model.get_base_model() if args.lora.enabled else built.model
+        set_stop_tokens(base, tokenizer, stop_token_ids)
+        return built
+
+    if args.deepspeed is not None:
+        from sft.deepspeed_engine import DeepSpeedEngine, complete_config, partitioned_loading, read_deepspeed_config
+
+        accumulation = args.accumulation_steps(world.size)
+        config = read_deepspeed_config(args.deepspeed)
+        config = complete_config(config, args, world, bf16=bf16, accumulation=accumulation)
+        with partitioned_loading(config, world, enabled=args.model_config is None):
+            built = build()
+        _keep_random_base(args, built, tokenizer, output_dir, world)
+        optimizer = build_optimizer(built.model, args)
+        return built, DeepSpeedEngine(built.model, optimizer, world, config)
+    built = build()
+    _keep_random_base(args, built, tokenizer, output_dir, world)
+    engine = TorchEngine(
+        built.model,
+        lambda model: build_optimizer(model, args),
+        world,
+        bf16=bf16,
+        max_grad_norm=args.max_grad_norm,
+        fsdp=args.fsdp,
+    )
+    return built, engine
+
+
+def _keep_random_base(args: Args, built: BuiltModel, tokenizer: Any, output_dir: Path, world: World) -> None:
+    """Writes a random base model to `base_model/`, where the adapter's configuration then points: without the very
+    weights that they were trained on, adapters are worth nothing."""
+    if not args.lora.enabled or args.model_config is None:
+        return
+    from sft.export import export_base_model
+
+    folder = output_dir / "base_model"
+    built.model.peft_config["default"].base_model_name_or_path = str(folder.resolve())
+    export_base_model(built.model, tokenizer, folder, world, built.save_dtype)
+
+
+def _description(args: Args, plan: Plan, world: World) -> str:
+    """The batch arithmetic, before the first step."""
+    engine = f"DeepSpeed {args.deepspeed}" if args.deepspeed else "FSDP2" if args.fsdp else "torch"
+    accumulation = args.accumulation_steps(world.size)
+    return (
+        f"{world.size} process(es) × {args.per_device_train_batch_size} conversations × {accumulation} accumulation = "
+        f"{plan.rows_per_step} per step; {plan.num_documents} documents, {plan.steps_per_epoch} steps per epoch, "
+        f"{plan.num_steps} steps; {engine} on {world.device.type}, peak learning rate {args.peak_learning_rate:g}"
+    )
+
+
+def _summary(state: RunState, records: list[dict[str, Any]]) -> dict[str, Any]:
+    losses = [record["loss"] for record in records if record["type"] == "train"]
+    return {
+        "step": state.step,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "best_eval_loss": state.best_eval_loss,
+        "num_tokens": state.num_tokens,
+        "num_trained_tokens": state.num_trained_tokens,
+        "tokens_per_s": state.num_tokens / state.elapsed_s if state.elapsed_s else None,
+        "elapsed_s": state.elapsed_s,
+    }
+
+
+def _say(world: World, text: str) -> None:
+    if world.is_main:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""World: which process this is among how many, on which device, and the few collectives that training needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """A value that is passed, never a global. One process alone is a world of size 1."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on rank 0, the only one that writes files."""
+        return self.rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        """True if a process group was made: also for one process that torchrun started."""
+        return dist.is_initialized()
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value added up over all ranks (float64: exact for counts up to 2**53)."""
+        if self.size == 1:
+            return list(values)
+        dtype = torch.float64 if self.device.type != "mps" else torch.float32
+        tensor = torch.tensor(values, dtype=dtype, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is true on one."""
+        return self.sum(float(flag))[0] > 0
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def world_from_env(timeout_s: int, *, always_group: bool = False) -> Iterator[World]:
+    """The world that torchrun or DeepSpeed described in RANK, LOCAL_RANK and WORLD_SIZE; solo without them.
+
+    Args:
+        timeout_s: how long a collective may take before the run is ended.
+        always_group: make a process group also for a solo process: DeepSpeed and FSDP2 need one.
+
+    The process group is nccl on GPUs and gloo elsewhere. It is left behind, not destroyed, when the body raises:
+    destroying it can wait for peers, and the message must get out first.
+    """
+    rank, local_rank, size = (int(os.environ.get(name, default)) for name, default in _ENVIRONMENT)
+    device = _device(local_rank)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout, bound = timedelta(seconds=timeout_s), device if device.type == "cuda" else None
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout, device_id=bound)
+    elif always_group:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=bound)
+    yield World(rank, local_rank, size, device)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+_ENVIRONMENT = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """True if the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
