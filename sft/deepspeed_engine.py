@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sft.config import Args
 from sft.dataset import Batch
@@ -140,6 +140,7 @@ class DeepSpeedEngine:
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
         self._parameters = dict(model.named_parameters())
+        self._steps_own_optimizer = self._engine.optimizer is optimizer
 
     def accumulate(self, batch: Batch, num_trained_tokens: float, *, is_last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(is_last)
@@ -150,10 +151,15 @@ class DeepSpeedEngine:
 
     def step(self, learning_rate: float) -> float:
         set_learning_rate(self._engine.optimizer, learning_rate)
+        own_norm = self._norm_of_replicated_gradients() if self._steps_own_optimizer else None
         self._engine.step()
-        grad_norm = float(self._engine.get_global_grad_norm())
+        grad_norm = float(self._engine.get_global_grad_norm() if own_norm is None else own_norm)
         require_finite("grad_norm", grad_norm)
         return grad_norm
+
+    def _norm_of_replicated_gradients(self) -> Tensor:
+        """What DeepSpeed does not tell in stage 0 with float32, where it steps our optimizer as it is."""
+        return nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:

@@ -1,0 +1,222 @@
+"""Slurm, through its own commands and submitit, of which this is the only import."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launch.errors import LaunchError
+from launch.runs import Run, View
+from launch.spec import JobSpec
+from strict_settings import Problem, with_suggestion
+
+COMMAND_TIMEOUT_S = 15.0
+_LEAKING_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI", "TORCHELASTIC_", "CLEANSFT_")
+_LEAKING = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER"}
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
+_RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"}
+
+
+def leaking(environ: Mapping[str, str]) -> list[str]:
+    """The variables of an outer job, step or rank, which would change a job that is submitted from inside it."""
+    return sorted(
+        name for name in environ if (name in _LEAKING or name.startswith(_LEAKING_PREFIXES)) and name not in _KEPT
+    )
+
+
+def without_outer_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without them."""
+    outer = set(leaking(environ))
+    return {name: value for name, value in environ.items() if name not in outer}
+
+
+def choose_executor(wanted: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "local"], str]:
+    """(executor, why). With auto, slurm where sbatch is installed and the controller answers.
+
+    Raises:
+        LaunchError: slurm was asked for and does not answer.
+    """
+    if wanted == "local":
+        return "local", ""
+    problem = _slurm_problem()
+    if problem and wanted == "slurm":
+        raise LaunchError(f"executor is 'slurm'; it must answer: {problem}. Use --executor local to run here.")
+    if problem:
+        return "local", f"No Slurm here ({problem}): the nodes run as agents on this machine."
+    return "slurm", ""
+
+
+def _slurm_problem() -> str:
+    if shutil.which("sbatch") is None:
+        return "sbatch is not on PATH"
+    try:
+        result = _command("sinfo", "-h", "-o", "%R")
+    except LaunchError as error:
+        return str(error)
+    return "" if result.returncode == 0 else f"sinfo says: {_last_line(result.stderr)}"
+
+
+def _command(*argv: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+    except FileNotFoundError as error:
+        raise LaunchError(f"{argv[0]} is not on PATH") from error
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError(f"{argv[0]} did not answer within {COMMAND_TIMEOUT_S:.0f} s") from error
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["nothing"])[-1]
+
+
+# --- what the cluster has
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition, as far as a request can exceed it."""
+
+    name: str
+    is_default: bool
+    num_nodes: int
+    num_gpus: int
+    """The most GPUs that a node of it has."""
+    num_cpus: int
+    """The most CPUs that a node of it has."""
+    max_time_min: int | None
+
+
+def read_partitions() -> dict[str, Partition]:
+    """Name → partition, from sinfo."""
+    result = _command("sinfo", "-h", "-o", "%R|%P|%D|%G|%c|%l")
+    return parse_partitions(result.stdout) if result.returncode == 0 else {}
+
+
+def parse_partitions(text: str) -> dict[str, Partition]:
+    """Partitions from `sinfo -h -o '%R|%P|%D|%G|%c|%l'`, which has a line for each kind of node."""
+    partitions: dict[str, Partition] = {}
+    for line in text.splitlines():
+        name, title, nodes, gres, cpus, limit = line.strip().split("|")
+        before = partitions.get(name)
+        partitions[name] = Partition(
+            name,
+            title.endswith("*"),
+            int(nodes) + (before.num_nodes if before else 0),
+            max(_num_gpus(gres), before.num_gpus if before else 0),
+            max(int(cpus.rstrip("+")), before.num_cpus if before else 0),
+            _minutes(limit),
+        )
+    return partitions
+
+
+def _num_gpus(gres: str) -> int:
+    """`gpu:h100:8(S:0-1),nvme:1` → 8."""
+    return sum(int(found[1]) for found in re.finditer(r"(?:^|,)gpu(?::[^,:(]+)?:(\d+)", gres))
+
+
+def _minutes(limit: str) -> int | None:
+    """`1-02:30:00` → 1590; None for no limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def request_problems(spec: JobSpec, partitions: Mapping[str, Partition]) -> Iterator[Problem]:
+    """What the job asks for and its partition can't give: Slurm would refuse it, or let it wait for ever."""
+    resources = spec.resources
+    default = next((partition.name for partition in partitions.values() if partition.is_default), None)
+    name = resources.partition or default
+    if not partitions or name is None:
+        return
+    partition = partitions.get(name)
+    if partition is None:
+        remedy = f"Known: {', '.join(sorted(partitions))}. {with_suggestion(name, partitions)}"
+        remedy = remedy if "Did you mean" in remedy else f"Known: {', '.join(sorted(partitions))}."
+        yield Problem("partition", name, "be a partition of this cluster", remedy)
+        return
+    here = f"partition {name!r}"
+    if resources.nodes > partition.num_nodes:
+        yield Problem("nodes", resources.nodes, f"be at most {partition.num_nodes}, the nodes of {here}")
+    if resources.gpus_per_node > partition.num_gpus:
+        with_gpus = sorted(other.name for other in partitions.values() if other.num_gpus >= resources.gpus_per_node)
+        remedy = f"These have: {', '.join(with_gpus)}." if with_gpus else "No partition has as many."
+        rule = f"be at most {partition.num_gpus}, the GPUs of a node in {here}"
+        yield Problem("gpus_per_node", resources.gpus_per_node, rule, remedy)
+    if spec.cpus_per_task > partition.num_cpus:
+        rule = f"be at most {partition.num_cpus}, the CPUs of a node in {here}"
+        yield Problem("cpus_per_task", spec.cpus_per_task, rule, "Without it there is one CPU per process.")
+    limit = partition.max_time_min
+    if limit is not None and resources.time_min is not None and resources.time_min > limit:
+        yield Problem("time_min", resources.time_min, f"be at most {limit}, the limit of {here}")
+
+
+# --- one job
+
+
+def submit(spec: JobSpec, text: str, environ: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Gives `text` to sbatch through submitit, which pickles the agent's call; (job id, the command).
+
+    Raises:
+        LaunchError: sbatch refuses, in its own words.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from launch.agent import run_node
+
+    # sbatch's own environment becomes the job's: nothing of an outer job may be in it.
+    clean = [word for name in leaking(environ) for word in ("-u", name)]
+    command: list[str] = []
+
+    class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+        """Submitit's plumbing around our own script."""
+
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            return text
+
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            command[:] = [*(["env", *clean] if clean else []), "sbatch", str(submission_file_path)]
+            return command
+
+    executor = Executor(f"{spec.run_dir}/submitit")
+    executor.update_parameters(nodes=spec.resources.nodes, ntasks_per_node=1)
+    try:
+        job = executor.submit(run_node, spec.run_dir)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise LaunchError(f"sbatch refused the job: {str(error).strip()}") from error
+    return str(job.job_id), command
+
+
+def view(job_id: str) -> View:
+    """What squeue says; it knows a job for MinJobAge (5 minutes by default) after its end."""
+    try:
+        result = _command("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T|%r")
+    except LaunchError as error:
+        return View("unknown", str(error))
+    if result.returncode != 0 and "Invalid job id" not in result.stderr:
+        return View("unknown", f"squeue says: {_last_line(result.stderr)}")
+    word, _, reason = result.stdout.strip().partition("|")
+    if word in _WAITING:
+        return View("waiting", "" if reason == "None" else reason)
+    if word in _RUNNING:
+        return View("running")
+    return View("ended", "" if word == "COMPLETED" else word)
+
+
+def cancel(run: Run) -> None:
+    """scancel.
+
+    Raises:
+        LaunchError: it refuses, in its own words.
+    """
+    result = _command("scancel", run.job_id)
+    if result.returncode != 0:
+        raise LaunchError(f"scancel refused: {_last_line(result.stderr)}")

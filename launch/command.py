@@ -1,0 +1,95 @@
+"""What a node runs: argv and environment. Pure: a spec and a rendezvous in, words out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from launch.rendezvous import Rendezvous
+from launch.spec import ROOT, JobSpec
+
+RANK_WRAPPER = ROOT / "launch" / "rank.py"
+VISIBLE_DEVICES = "CLEANSFT_CUDA_VISIBLE_DEVICES"
+"""Carries CUDA_VISIBLE_DEVICES past DeepSpeed's launcher, which numbers it anew from 0: `=4,5`, or empty for unset."""
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What only the node itself knows."""
+
+    inherited: Collection[str]
+    """Names of the variables that are set already and stay as they are."""
+    interface: str | None
+    """The network interface towards the other nodes; None leaves the choice to gloo and NCCL."""
+    accelerator: str | None
+    """`cpu` where the node has no GPU; None leaves the choice to DeepSpeed."""
+    visible_devices: str | None = None
+    """CUDA_VISIBLE_DEVICES as the node has it."""
+
+
+def rank_argv(spec: JobSpec) -> list[str]:
+    """What every rank runs, in the end."""
+    return [spec.python, "-u", spec.script, *spec.script_args]
+
+
+def launcher_argv(spec: JobSpec, rendezvous: Rendezvous, hostfile: str) -> list[str]:
+    """The one launcher of a node. It starts our rank wrapper, which starts the script.
+
+    The script's own arguments are not among these words: torchrun rewrites `$$` and `${local_rank}` in them and
+    DeepSpeed's parsers take prefixes of their own options out of them. The wrapper reads them from job.json.
+    """
+    if spec.launcher == "deepspeed":
+        return _deepspeed_argv(spec, rendezvous, hostfile)
+    return [
+        spec.python, "-u", "-m", "torch.distributed.run",
+        f"--nnodes={spec.resources.nodes}",
+        f"--node-rank={rendezvous.node_rank}",
+        f"--nproc-per-node={spec.procs_per_node}",
+        "--rdzv-backend=static",
+        f"--rdzv-id={rendezvous.id}",
+        f"--master-addr={rendezvous.address}",
+        f"--master-port={rendezvous.port}",
+        "--max-restarts=0",
+        str(RANK_WRAPPER),
+    ]  # fmt: skip
+
+
+def _deepspeed_argv(spec: JobSpec, rendezvous: Rendezvous, hostfile: str) -> list[str]:
+    return [
+        spec.python, "-u", "-m", "deepspeed.launcher.runner",
+        f"--hostfile={hostfile}",
+        "--no_ssh",
+        "--no_ssh_check",
+        f"--node_rank={rendezvous.node_rank}",
+        f"--master_addr={rendezvous.address}",
+        f"--master_port={rendezvous.port}",
+        "--no_local_rank",
+        str(RANK_WRAPPER),
+    ]  # fmt: skip
+
+
+def hostfile_text(spec: JobSpec, rendezvous: Rendezvous) -> str:
+    """DeepSpeed's list of nodes and ranks on each; without it every node would train alone."""
+    return "".join(f"{host} slots={spec.procs_per_node}\n" for host in rendezvous.hosts)
+
+
+def node_environment(spec: JobSpec, rendezvous: Rendezvous, attempt: str, facts: NodeFacts) -> dict[str, str]:
+    """The variables that the agent sets for its launcher; all others stay as they are."""
+    chosen = {"OMP_NUM_THREADS": str(max(1, spec.cpus_per_task // spec.procs_per_node))}
+    if facts.interface is not None:
+        chosen |= {"GLOO_SOCKET_IFNAME": facts.interface, "NCCL_SOCKET_IFNAME": facts.interface}
+    if facts.accelerator is not None:
+        chosen["DS_ACCELERATOR"] = facts.accelerator
+    environment = {name: value for name, value in chosen.items() if name not in facts.inherited}
+    environment |= spec.env
+    if spec.launcher == "deepspeed":
+        devices = spec.env.get("CUDA_VISIBLE_DEVICES", facts.visible_devices)
+        environment[VISIBLE_DEVICES] = "" if devices is None else f"={devices}"
+    environment |= {
+        "CLEANSFT_RUN_DIR": spec.run_dir,
+        "CLEANSFT_ATTEMPT": attempt,
+        "CLEANSFT_NODE_RANK": str(rendezvous.node_rank),
+    }
+    if spec.config is not None:
+        environment["CLEANSFT_CONFIG"] = spec.config
+    return environment

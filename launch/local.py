@@ -1,0 +1,101 @@
+"""Slurm's part on one machine: N agents with Slurm's variables; when one fails, all are stopped.
+
+`python -m launch.local RUN_DIR` is what submit.sh of a local run executes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from launch import processes
+from launch.errors import OK, TERMINATED, LaunchError
+from launch.outcome import read_outcome
+from launch.records import read_json
+from launch.spec import JobSpec
+
+AGENT_GRACE_S = 6.0
+"""From SIGTERM to SIGKILL of an agent, which needs up to 3.5 s for its own ranks."""
+_POLL_S = 0.1
+
+
+def slurm_variables(spec: JobSpec, job_id: str, node: int) -> dict[str, str]:
+    """What Slurm would set for the one task of this node."""
+    nodes = spec.resources.nodes
+    return {
+        "SLURM_JOB_ID": job_id,
+        "SLURM_JOB_NAME": spec.name,
+        "SLURM_JOB_NUM_NODES": str(nodes),
+        "SLURM_JOB_NODELIST": f"local[0-{nodes - 1}]" if nodes > 1 else "local0",
+        "SLURM_NODEID": str(node),
+        "SLURM_PROCID": str(node),
+        "SLURM_LOCALID": "0",
+        "SLURM_NTASKS": str(nodes),
+        "SLURM_CPUS_PER_TASK": str(spec.cpus_per_task),
+        "SLURMD_NODENAME": f"local{node}",
+    }
+
+
+class Supervisor:
+    """The agents of a local run."""
+
+    def __init__(self, run_dir: Path, environ: Mapping[str, str]) -> None:
+        job = read_json(run_dir / "job.json")
+        if job is None:
+            raise LaunchError(f"{run_dir}/job.json is missing; submit the run again.")
+        self._spec = JobSpec.from_json(job)
+        self._run_dir = run_dir
+        self._environ = environ
+        self._stopped = False
+        self._agents: list[subprocess.Popen[bytes]] = []
+
+    def run(self) -> int:
+        """Starts the agents and waits for the last; the job's exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_stop)
+        processes.adopt_orphans()
+        job_id = self._environ["CLEANSFT_JOB_ID"]
+        for node in range(self._spec.resources.nodes):
+            self._agents.append(self._start(job_id, node))
+        while not self._stopped and any(agent.poll() is None for agent in self._agents):
+            if any(agent.poll() for agent in self._agents):
+                break
+            time.sleep(_POLL_S)
+        self._end_agents()
+        processes.kill_descendants()
+        outcome = read_outcome(self._run_dir / "exit" / "0", self._spec.resources.nodes)
+        codes = [agent.wait() for agent in self._agents]
+        if outcome.root_cause is not None:
+            return outcome.code
+        return next((code if code > 0 else 128 - code for code in codes if code), TERMINATED if self._stopped else OK)
+
+    def _start(self, job_id: str, node: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [self._spec.python, "-u", "-m", "launch.agent", str(self._run_dir)],
+            stdin=subprocess.DEVNULL,
+            env={**self._environ, **slurm_variables(self._spec, job_id, node)},
+            preexec_fn=processes.before_exec(signal.SIGTERM),  # noqa: PLW1509 - one thread only
+        )
+
+    def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopped = True
+
+    def _end_agents(self) -> None:
+        """What `srun --kill-on-bad-exit` does: SIGTERM, a grace, SIGKILL. Nothing where all have ended."""
+        processes.send([agent.pid for agent in self._agents if agent.poll() is None], signal.SIGTERM)
+        deadline = time.monotonic() + AGENT_GRACE_S
+        while time.monotonic() < deadline and any(agent.poll() is None for agent in self._agents):
+            time.sleep(_POLL_S)
+        for agent in self._agents:
+            if agent.poll() is None:
+                agent.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(Supervisor(Path(sys.argv[1]), os.environ.copy()).run())

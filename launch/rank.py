@@ -1,0 +1,179 @@
+"""Around one rank: starts the script, passes signals on, and writes down how it ended.
+
+torchrun and DeepSpeed start this file once per rank. It reads the script and its arguments from job.json, so that no
+launcher's parser touches them; it sends the output straight to `logs/<attempt>/rank-<rank>.log`; it exits with the
+script's code (128 + N for death by signal N). Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+if __name__ == "__main__":
+    # Started by its path: `launch` is found from here, and no module of it by a bare name.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from launch.processes import before_exec, die_with_parent
+from launch.records import read_json, write_json
+
+STOP_GRACE_S = 2.5
+"""From SIGTERM to SIGKILL. Below Slurm's KillWait, so that the record is still written."""
+TAIL_LINES = 20
+TAIL_BYTES = 65_536
+_FORWARDED = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def main() -> int:
+    """Runs the script of this rank to its end; its exit code."""
+    die_with_parent(signal.SIGKILL)
+    run_dir = Path(os.environ["CLEANSFT_RUN_DIR"])
+    attempt = os.environ["CLEANSFT_ATTEMPT"]
+    rank = int(os.environ["RANK"])
+    job = read_json(run_dir / "job.json")
+    if job is None:
+        raise SystemExit(f"{run_dir}/job.json is missing; it must be readable on every node.")
+    record = _first_record(rank)
+    path = run_dir / "exit" / attempt / f"rank-{rank}.json"
+    log = run_dir / "logs" / attempt / f"rank-{rank}.log"
+    write_json(path, record)
+    supervisor = _Supervisor([job["python"], "-u", job["script"], *job["script_args"]], log)
+    code = supervisor.run()
+    text = read_tail(log)
+    write_json(
+        path,
+        record
+        | {
+            "code": code,
+            "signal": code - 128 if supervisor.killed else None,
+            "stopped": supervisor.stopped,
+            "error": describe_end(text, code, supervisor.killed),
+            "tail": text.splitlines()[-TAIL_LINES:],
+            "ended_at": time.time(),
+        },
+    )
+    return code
+
+
+def _first_record(rank: int) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "local_rank": int(os.environ["LOCAL_RANK"]),
+        "node": int(os.environ["CLEANSFT_NODE_RANK"]),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started_at": time.time(),
+        "code": None,
+    }
+
+
+class _Supervisor:
+    """The script as a child, with the signals of its wrapper."""
+
+    def __init__(self, argv: list[str], log: Path) -> None:
+        self.stopped = False
+        """Whether it was told to end: then its failure is somebody else's consequence."""
+        self.killed = False
+        self._child: subprocess.Popen[bytes] | None = None
+        self._argv = argv
+        self._log = log
+
+    def run(self) -> int:
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGALRM, self._kill)
+        for number in _FORWARDED:
+            signal.signal(number, self._forward)
+        with self._log.open("ab") as output:
+            try:
+                child = subprocess.Popen(
+                    self._argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=script_environment(os.environ),
+                    preexec_fn=before_exec(signal.SIGKILL),  # noqa: PLW1509 - one thread only
+                )
+            except OSError as error:
+                output.write(f"{type(error).__name__}: {error}\n".encode(errors="replace"))
+                return 127
+        self._child = child
+        if self.stopped:
+            child.terminate()
+        code = child.wait()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.killed = code < 0
+        return 128 - code if code < 0 else code
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        if self._child is not None and self._child.returncode is not None:
+            return  # it had already ended by itself
+        if not self.stopped:
+            self.stopped = True
+            signal.setitimer(signal.ITIMER_REAL, STOP_GRACE_S)
+            if self._child is not None:
+                self._child.terminate()
+
+    def _kill(self, _number: int, _frame: FrameType | None) -> None:
+        if self._child is not None:
+            self._child.kill()
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        if self._child is not None:
+            self._child.send_signal(number)
+
+
+def script_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The wrapper's environment, with CUDA_VISIBLE_DEVICES as it was before DeepSpeed's launcher numbered it anew."""
+    environment = dict(environ)
+    saved = environment.pop("CLEANSFT_CUDA_VISIBLE_DEVICES", None)
+    if saved is not None:
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+        if saved.startswith("="):
+            environment["CUDA_VISIBLE_DEVICES"] = saved[1:]
+    return environment
+
+
+def read_tail(path: Path, num_bytes: int = TAIL_BYTES) -> str:
+    """The end of a log; of a line that a progress bar has rewritten, its last state. Empty without a log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return "\n".join(lines)
+
+
+def describe_end(text: str, code: int, killed: bool) -> str | None:
+    """The first line of a failure report; None for a good end. A signal leaves no words of its own in the log."""
+    if code == 0:
+        return None
+    if killed and "Traceback (most recent call last):" not in text:
+        number = signal.Signals(code - 128)
+        return f"killed by {number.name}" + (", often for lack of memory" if number == signal.SIGKILL else "")
+    return error_in(text)
+
+
+def error_in(text: str) -> str | None:
+    """The error that a log ends with: the last traceback's exception, else the last line."""
+    _, traceback, after = text.rpartition("Traceback (most recent call last):")
+    if traceback:
+        for line in after.splitlines()[1:]:
+            if line and not line[0].isspace() and re.match(r"[A-Za-z_][\w.]*(:|$)", line):
+                return line.strip()[:500]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Run directories: where everything lies, which runs there are, and how one stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.errors import TERMINATED, LaunchError
+from launch.outcome import Outcome, read_outcome
+from launch.records import make_directory, read_json
+
+PENDING, RUNNING = "PENDING", "RUNNING"
+COMPLETED, FAILED, CANCELLED, LOST = "COMPLETED", "FAILED", "CANCELLED", "LOST"
+ENDED = (COMPLETED, FAILED, CANCELLED, LOST)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A submitted run, known by its directory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.job.get("name", self.path.name))
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """job.json: the resolved spec."""
+        return read_json(self.path / "job.json") or {}
+
+    @property
+    def submission(self) -> dict[str, Any]:
+        """submission.json; empty while it is not submitted."""
+        return read_json(self.path / "submission.json") or {}
+
+    @property
+    def job_id(self) -> str:
+        return str(self.submission.get("job_id", ""))
+
+    @property
+    def num_nodes(self) -> int:
+        resources: dict[str, Any] = self.job.get("resources", {})
+        return int(resources.get("nodes", 1))
+
+    @property
+    def is_cancelled(self) -> bool:
+        return (self.path / "cancelled.json").exists()
+
+    @property
+    def attempt(self) -> int | None:
+        """The latest attempt that has begun; None before the first."""
+        folder = self.path / "exit"
+        names = os.listdir(folder) if folder.is_dir() else []
+        return max((int(name) for name in names if name.isdigit()), default=None)
+
+    @property
+    def logs(self) -> Path:
+        """The latest attempt's logs."""
+        return self.path / "logs" / str(self.attempt or 0)
+
+    def outcome(self) -> Outcome:
+        """What the latest attempt's records say."""
+        return read_outcome(self.path / "exit" / str(self.attempt or 0), self.num_nodes)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the executor says of a job."""
+
+    presence: Literal["waiting", "running", "ended", "unknown"]
+    reason: str = ""
+    """Why it waits, or in one word how it ended, as far as the executor says."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands."""
+
+    state: str
+    outcome: Outcome
+    reason: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def code(self) -> int:
+        """The exit code of `launch wait`, once it has ended."""
+        if self.state == COMPLETED:
+            return 0
+        if self.state == CANCELLED:
+            return TERMINATED
+        return self.outcome.code or 1
+
+
+def status_of(run: Run, ask_executor: Callable[[], View]) -> Status:
+    """The state, from the run's own records first; the executor is asked only where they leave it open."""
+    outcome = run.outcome()
+    cause = outcome.root_cause
+    if outcome.is_complete and cause is None:
+        return Status(COMPLETED, outcome)
+    if outcome.is_complete and cause is not None and not cause.stopped and not run.is_cancelled:
+        return Status(FAILED, outcome)
+    view = ask_executor()
+    if view.presence == "waiting":
+        state = PENDING
+    elif view.presence == "running":
+        state = RUNNING
+    elif view.presence == "unknown":
+        state = PENDING if run.attempt is None else RUNNING
+    elif run.is_cancelled or view.reason == "CANCELLED":
+        state = CANCELLED
+    elif cause is not None or view.reason:
+        state = FAILED
+    else:
+        state = LOST
+    return Status(state, outcome, view.reason)
+
+
+# --- which runs there are
+
+
+def registry_path(environ: Mapping[str, str]) -> Path:
+    """The list of this user's runs, one JSON object per line, oldest first."""
+    state = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local" / "state"
+    return Path(state) / "cleansft" / "runs.jsonl"
+
+
+def register(registry: Path, run_dir: Path, name: str, job_id: str) -> None:
+    """Adds a line; one write in append mode, so that simultaneous submissions don't mix."""
+    make_directory(registry.parent)
+    line = json.dumps({"name": name, "job_id": job_id, "run_dir": str(run_dir), "submitted_at": time.time()})
+    descriptor = os.open(registry, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def find(wanted: str | None, registry: Path, working_dir: Path) -> Run:
+    """The run that is meant by a name, a job id or a directory; without any, the latest.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    if wanted is not None:
+        for path in (working_dir / wanted, working_dir / "runs" / wanted):
+            if (path / "job.json").is_file():
+                return Run(path.resolve())
+    entries = _entries(registry)
+    matching = [entry for entry in entries if wanted is None or wanted in (entry["name"], entry["job_id"])]
+    for entry in reversed(matching):
+        if (Path(entry["run_dir"]) / "job.json").is_file():
+            return Run(Path(entry["run_dir"]))
+    if wanted is None:
+        raise LaunchError("there is no run yet; start one with `python -m launch submit`.")
+    latest = ", ".join(dict.fromkeys(entry["name"] for entry in reversed(entries[-5:]))) or "none"
+    raise LaunchError(f"RUN is {wanted!r}; it must be a run's name, job id or directory. Latest: {latest}.")
+
+
+def _entries(registry: Path) -> list[dict[str, str]]:
+    try:
+        lines = registry.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    entries = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # a line cut off by a full disk
+        if isinstance(entry, dict) and {"name", "job_id", "run_dir"} <= entry.keys():
+            entries.append(entry)
+    return entries

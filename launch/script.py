@@ -1,0 +1,150 @@
+"""The texts: the batch script, the local script, and the dry run, which is written to plan.txt. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+
+from launch import command
+from launch.rendezvous import Rendezvous
+from launch.spec import ROOT, JobSpec
+
+MAX_NODES_SHOWN = 4
+_JOB, _ATTEMPT = "<job id>", "<attempt>"
+
+
+def script_text(spec: JobSpec) -> str:
+    """submit.sh: what sbatch is given, or what bash runs on this machine."""
+    return _slurm_script(spec) if spec.executor == "slurm" else _local_script(spec)
+
+
+def _slurm_script(spec: JobSpec) -> str:
+    # `--wait=0`: a node that is done waits for the one that still writes the model.
+    # `--cpus-per-task` again: since Slurm 22.05 srun does not take it from sbatch.
+    srun = [
+        "srun", "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", f"--cpus-per-task={spec.cpus_per_task}",
+        spec.python, "-u", "-m", "submitit.core._submit", f"{spec.run_dir}/submitit",
+    ]  # fmt: skip
+    lines = [
+        "#!/bin/bash",
+        f"# Run {spec.name}: {_size(spec)}. Written by `python -m launch submit`.",
+        *(f"#SBATCH {option}" for option in _sbatch_options(spec)),
+        *_prologue(spec),
+        "",
+        "# One agent per node; it starts the node's ranks. When one fails, all are stopped,",
+        "# and the exit code of the training script becomes the exit code of the job.",
+        "export SUBMITIT_EXECUTOR=slurm",
+        shlex.join(srun),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sbatch_options(spec: JobSpec) -> list[str]:
+    resources = spec.resources
+    options: dict[str, object] = {
+        "job-name": spec.name,
+        "nodes": resources.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": spec.cpus_per_task,
+        "gpus-per-node": resources.gpus_per_node or None,
+        "mem": f"{resources.mem_gb}G" if resources.mem_gb else None,
+        "time": resources.time_min,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclude": resources.exclude,
+        "chdir": spec.working_dir,
+        "output": f"{spec.run_dir}/logs/slurm.log",
+        "open-mode": "append",
+    }
+    return [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+
+
+def _local_script(spec: JobSpec) -> str:
+    lines = [
+        "#!/bin/bash",
+        f"# Run {spec.name}: {_size(spec)}, all on this machine. Written by `python -m launch submit`.",
+        *_prologue(spec),
+        f"cd {shlex.quote(spec.working_dir)}",
+        "",
+        "# One agent per node, as on Slurm; the supervisor stops all when one fails.",
+        "exec " + shlex.join([spec.python, "-u", "-m", "launch.local", spec.run_dir]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _prologue(spec: JobSpec) -> list[str]:
+    lines = ["", "set -e -o pipefail"]
+    if ROOT.name not in ("site-packages", "dist-packages"):
+        lines.append(f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    if spec.setup:
+        lines += ["", "# launch.setup", *spec.setup]
+    return lines
+
+
+def _size(spec: JobSpec) -> str:
+    return f"{_count(spec.resources.nodes, 'node')} × {_count(spec.procs_per_node, 'process')}, {spec.launcher}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def plan_text(spec: JobSpec, inherited: Iterable[str]) -> str:
+    """The whole dry run: the script, then argv and environment of each node, then what each rank runs.
+
+    Args:
+        spec: the job.
+        inherited: names of the variables that are set where this is submitted and that the job inherits.
+    """
+    parts = [
+        f"# run directory: {spec.run_dir}\n# executor: {spec.executor}\n",
+        _headed("submit.sh", script_text(spec)),
+    ]
+    nodes = range(spec.resources.nodes)
+    shown = list(nodes) if len(nodes) <= MAX_NODES_SHOWN else [0, 1, nodes[-1]]
+    for node_rank in shown:
+        if node_rank - 1 not in shown and node_rank > 0:
+            parts.append(_headed(f"nodes 2 to {node_rank - 1}", "# as node 1, with their own numbers\n"))
+        parts.append(_headed(_node_title(spec, node_rank), _node_text(spec, node_rank, frozenset(inherited))))
+    every = "every rank runs, with its output in logs/<attempt>/rank-<rank>.log"
+    parts.append(_headed(every, _quoted(command.rank_argv(spec))))
+    return "\n".join(parts)
+
+
+def _headed(title: str, body: str) -> str:
+    return f"# ===== {title} =====\n{body}"
+
+
+def _node_title(spec: JobSpec, node_rank: int) -> str:
+    first = node_rank * spec.procs_per_node
+    last = first + spec.procs_per_node - 1
+    return f"node {node_rank}: " + (f"rank {first}" if first == last else f"ranks {first} to {last}")
+
+
+def _node_text(spec: JobSpec, node_rank: int, inherited: frozenset[str]) -> str:
+    alone = spec.resources.nodes == 1 or spec.executor == "local"
+    address = "127.0.0.1" if alone else "<address of node 0>"
+    hosts = tuple(f"<name of node {index}>" for index in range(spec.resources.nodes))
+    rendezvous = Rendezvous(f"{_JOB}.{_ATTEMPT}", address, "<free port of node 0>", node_rank, hosts)
+    facts = command.NodeFacts(
+        inherited=inherited,
+        interface="lo" if alone else "<interface towards node 0>",
+        accelerator="<cpu if the node has no GPU>",
+    )
+    environment = command.node_environment(spec, rendezvous, _ATTEMPT, facts)
+    argv = command.launcher_argv(spec, rendezvous, f"{spec.run_dir}/exit/{_ATTEMPT}/hostfile")
+    return _assignments(environment) + _quoted(argv)
+
+
+def _assignments(environment: Mapping[str, str]) -> str:
+    return "".join(f"export {name}={_quote(value)}\n" for name, value in sorted(environment.items()))
+
+
+def _quoted(argv: Iterable[str]) -> str:
+    return " ".join(_quote(word) for word in argv) + "\n"
+
+
+def _quote(word: str) -> str:
+    return shlex.quote(word)

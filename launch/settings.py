@@ -1,0 +1,298 @@
+"""Defaults < profile < `launch:` of the settings file < command line → JobSpec."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from launch import spec as specs
+from launch.spec import ROOT, JobSpec, Resources
+from strict_settings import Problem, SettingsError, Source, build, parse_command_line, read_yaml
+from strict_settings import with_suggestion as suggestion
+
+Executor = Literal["auto", "slurm", "local"]
+
+
+@dataclass(frozen=True)
+class LaunchSettings(Resources):
+    """The `launch:` mapping of a settings file, a profile, and the options of `launch submit`."""
+
+    executor: Executor = "auto"
+    """slurm, local (N agents on this machine), or auto: slurm where sbatch answers."""
+    launcher: Literal["torchrun", "deepspeed"] = "torchrun"
+    """Which program starts the ranks of a node."""
+    zero: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO stage: passes ds_configs/zero<stage>.json on as --deepspeed."""
+    fsdp: bool = False
+    """PyTorch FSDP2: passes --fsdp true on."""
+    script: str | None = None
+    """Training script; default: sft/train.py of this package."""
+    runs_dir: str = "runs"
+    """Where run directories are made."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables for the ranks."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that run before the agents, for example `module load cuda`."""
+    python: str | None = None
+    """Python of the job; default: the one that submits."""
+
+    def problems(self) -> Iterator[Problem]:
+        """What concerns several settings."""
+        yield from super().problems()
+        if self.fsdp and self.zero is not None:
+            yield Problem("fsdp", True, "not be given together with zero", "Keep one of them.")
+        for line in self.setup:
+            if "\n" in line:
+                yield Problem("setup", line, "be one shell line per entry", "Write a list of lines.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line."""
+
+    config: str | None = None
+    profile: str | None = None
+    name: str | None = None
+    options: tuple[str, ...] = ()
+    """`--nodes=2` and the other options that are LaunchSettings."""
+    env: tuple[str, ...] = ()
+    """`NAME=VALUE` words."""
+    script_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """All settings, before the executor is chosen."""
+
+    settings: LaunchSettings
+    config: Path | None
+    run_name: str | None
+    output_dir: str | None
+    name: str | None
+    script_args: tuple[str, ...]
+
+
+def read(request: Request, working_dir: Path, home: Path) -> Draft:
+    """The settings of a request.
+
+    Raises:
+        SettingsError: with every problem of the files and the command line.
+    """
+    problems: list[Problem] = []
+    sources: list[Source] = []
+    run_name = output_dir = None
+    try:
+        if request.profile is not None:
+            sources.append(read_yaml(_profile_path(request.profile, working_dir, home)))
+    except SettingsError as error:
+        problems += error.problems
+    config = _config_path(request, working_dir)
+    try:
+        if config is not None:
+            everything = read_yaml(config)
+            sources.append(_launch_part(everything))
+            run_name, output_dir = (_text(everything, key) for key in ("run_name", "output_dir"))
+    except SettingsError as error:
+        problems += error.problems
+    try:
+        sources.append(parse_command_line(LaunchSettings, request.options))
+    except SettingsError as error:
+        problems += error.problems
+    try:
+        sources.append(_env_words(request.env))
+    except SettingsError as error:
+        problems += error.problems
+    try:
+        settings = build(LaunchSettings, *_with_merged_env(sources))
+    except SettingsError as error:
+        raise SettingsError([*problems, *error.problems]) from error
+    if problems:
+        raise SettingsError(problems)
+    if config is None and settings.script is None:
+        config = specs.QUICKSTART_CONFIG
+    return Draft(settings, config, run_name, output_dir, request.name, request.script_args)
+
+
+def _profile_path(name: str, working_dir: Path, home: Path) -> Path:
+    candidates = [
+        working_dir / name,
+        working_dir / "slurm" / "profiles" / f"{name}.yaml",
+        home / ".config" / "cleansft" / "profiles" / f"{name}.yaml",
+    ]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = [path.stem for folder in candidates[1:] for path in sorted(folder.parent.glob("*.yaml"))]
+    remedy = suggestion(name, known) if known else f"Looked for {', '.join(str(path) for path in candidates)}."
+    raise SettingsError(Problem("profile", name, "be a file or the name of a profile", remedy, "--profile"))
+
+
+def _config_path(request: Request, working_dir: Path) -> Path | None:
+    """The settings file that is read for its `launch:` mapping: the given one, or the quick start's."""
+    if request.config is not None:
+        return working_dir / request.config
+    has_script = any(option.startswith("--script=") for option in request.options)
+    return None if has_script else specs.QUICKSTART_CONFIG
+
+
+def _launch_part(everything: Source) -> Source:
+    """The `launch:` mapping as a source of its own, with the lines of the file."""
+    launch = everything.values.get("launch")
+    if launch is None:
+        return Source({}, everything.name)
+    if not isinstance(launch, Mapping):
+        where = everything.where(("launch",))
+        raise SettingsError(Problem("launch", launch, "be a mapping", "Write launch: {nodes: 2}.", where))
+    places = {path[1:]: place for path, place in everything.places.items() if path[0] == "launch" and path[1:]}
+    return Source(launch, everything.name, places)
+
+
+def _text(source: Source, key: str) -> str | None:
+    value = source.values.get(key)
+    if value is not None and not isinstance(value, str):
+        remedy = f'Write it in quotes: {key}: "{value}".'
+        raise SettingsError(Problem(key, value, "be text", remedy, source.where((key,))))
+    return value
+
+
+def _env_words(words: tuple[str, ...]) -> Source:
+    """`NAME=VALUE` words as `env: {NAME: VALUE}`, each value to the letter."""
+    env: dict[str, str] = {}
+    problems = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            problems.append(Problem("--env", word, "be NAME=VALUE"))
+        elif name in env:
+            problems.append(Problem(f"--env {name}", word, "be given once", "Remove one of the two."))
+        env[name] = value
+    if problems:
+        raise SettingsError(problems)
+    return Source({"env": env}, "", {("env",): "--env"}) if env else Source({})
+
+
+def _with_merged_env(sources: list[Source]) -> list[Source]:
+    """The sources, with `env` joined variable by variable: a later source adds, and replaces the same name."""
+    merged: dict[str, Any] = {}
+    result = []
+    for source in sources:
+        env = source.values.get("env")
+        if isinstance(env, Mapping):
+            merged = {**merged, **env}
+            result.append(dataclasses.replace(source, values={**source.values, "env": merged}))
+        else:
+            result.append(source)
+    return result
+
+
+def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path) -> JobSpec:
+    """The job, with every default filled in and every path absolute.
+
+    Raises:
+        SettingsError: missing files, or a run directory that can't be made or is taken.
+    """
+    settings = draft.settings
+    run_dir, name = _run_directory(draft, working_dir)
+    procs_per_node = settings.procs_per_node or settings.gpus_per_node or 1
+    resources = Resources(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Resources)})
+    resources = dataclasses.replace(
+        resources,
+        procs_per_node=procs_per_node,
+        cpus_per_task=settings.cpus_per_task or _default_cpus(executor, procs_per_node, settings.nodes),
+    )
+    script = specs.DEFAULT_SCRIPT if settings.script is None else working_dir / settings.script
+    job = JobSpec(
+        name=name,
+        run_dir=str(run_dir),
+        executor=executor,
+        launcher=settings.launcher,
+        resources=resources,
+        script=os.path.abspath(script),
+        script_args=_script_args(draft, run_dir),
+        working_dir=str(working_dir),
+        python=settings.python or sys.executable,
+        config=None if draft.config is None else os.path.abspath(draft.config),
+        env=dict(settings.env),
+        setup=settings.setup,
+    )
+    if problems := [*job.problems(), *_file_problems(job, settings), *_directory_problems(run_dir)]:
+        raise SettingsError(problems)
+    return job
+
+
+def _default_cpus(executor: str, procs_per_node: int, nodes: int) -> int:
+    if executor == "slurm":
+        return procs_per_node
+    return max(1, len(os.sched_getaffinity(0)) // nodes)
+
+
+def _script_args(draft: Draft, run_dir: Path) -> tuple[str, ...]:
+    """The script's arguments. Only our own script is told its settings file and run directory as arguments."""
+    settings = draft.settings
+    words: list[str] = []
+    if settings.script is None:
+        words += ["--config", os.path.abspath(draft.config or specs.QUICKSTART_CONFIG), "--output_dir", str(run_dir)]
+    if settings.zero is not None:
+        words += ["--deepspeed", str(_zero_file(settings.zero))]
+    if settings.fsdp:
+        words += ["--fsdp", "true"]
+    return (*words, *draft.script_args)
+
+
+def _zero_file(stage: int) -> Path:
+    return ROOT / "ds_configs" / f"zero{stage}.json"
+
+
+def _run_directory(draft: Draft, working_dir: Path) -> tuple[Path, str]:
+    """(directory, name). The file's output_dir is the run directory unless a name is given."""
+    settings = draft.settings
+    runs = Path(os.path.abspath(working_dir / settings.runs_dir))
+    if draft.name is not None:
+        if problems := list(specs.name_problems(draft.name)):
+            raise SettingsError(problems)
+        return runs / draft.name, draft.name
+    if draft.output_dir:
+        path = Path(os.path.abspath(working_dir / draft.output_dir))
+        return path, draft.run_name or path.name
+    stem = draft.run_name or (draft.config.stem if draft.config is not None else Path(settings.script or "").stem)
+    name = base = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while (runs / name).exists():
+        number += 1
+        name = f"{base}-{number}"
+    return runs / name, name
+
+
+def _file_problems(job: JobSpec, settings: LaunchSettings) -> Iterator[Problem]:
+    if not Path(job.script).is_file():
+        yield Problem("script", job.script, "be a file", "Give --script PATH.")
+    if settings.zero is not None and not _zero_file(settings.zero).is_file():
+        yield Problem("zero", settings.zero, f"have the file {_zero_file(settings.zero)}")
+    if job.executor == "slurm" and not Path(job.python).is_absolute():
+        yield Problem("python", job.python, "be an absolute path", "It must be the same on every node.")
+
+
+def _directory_problems(run_dir: Path) -> Iterator[Problem]:
+    if (run_dir / "job.json").exists():
+        remedy = f"`python -m launch status {run_dir.name}` shows it. Choose another --name."
+        yield Problem("the run directory", str(run_dir), "not hold a submission already", remedy)
+        return
+    existing = run_dir
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        yield Problem("the run directory", str(run_dir), f"be below directories; {existing} is a file")
+        return
+    try:
+        # Only trying it tells the truth, to root and on network disks too.
+        os.rmdir(tempfile.mkdtemp(prefix=".cleansft-", dir=existing))
+    except OSError as error:
+        rule = f"be writable; in {existing} it is not ({error.strerror})"
+        yield Problem("the run directory", str(run_dir), rule, "Choose another launch.runs_dir.")

@@ -1,0 +1,127 @@
+"""JobSpec: everything about a job that is known before it is submitted. A frozen value, kept as job.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from strict_settings import Problem, at_least
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Where launch, sft, strict_settings and ds_configs stand side by side: the clone, or site-packages."""
+DEFAULT_SCRIPT = ROOT / "sft" / "train.py"
+QUICKSTART_CONFIG = ROOT / "sft" / "quickstart" / "run.yaml"
+
+MAX_NAME_LENGTH = 100
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OURS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SBATCH_WORD = re.compile(r"[A-Za-z0-9._:,@=+\[\]&|*()/-]+")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the job asks of the cluster. Names as in Slurm, units in the names."""
+
+    nodes: Annotated[int, at_least(1)] = 1
+    """Number of nodes."""
+    procs_per_node: Annotated[int, at_least(1)] | None = None
+    """Processes (ranks) per node; default: gpus_per_node, or 1 without GPUs."""
+    gpus_per_node: Annotated[int, at_least(0)] = 0
+    """GPUs per node."""
+    cpus_per_task: Annotated[int, at_least(1)] | None = None
+    """CPUs per node, as one task runs on each; default: procs_per_node on Slurm, an equal share locally."""
+    mem_gb: Annotated[int, at_least(1)] | None = None
+    """Memory per node in GiB; default: the partition's."""
+    time_min: Annotated[int, at_least(1)] | None = None
+    """Time limit in minutes; default: the partition's."""
+    partition: str | None = None
+    """Slurm partition; default: the cluster's."""
+    account: str | None = None
+    """Slurm account to charge."""
+    qos: str | None = None
+    """Slurm quality of service."""
+    constraint: str | None = None
+    """Node features, as in sbatch --constraint."""
+    exclude: str | None = None
+    """Nodes to avoid, as in sbatch --exclude."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Words that would not survive in an `#SBATCH` line."""
+        for name in ("partition", "account", "qos", "constraint", "exclude"):
+            value = getattr(self, name)
+            if value is not None and not _SBATCH_WORD.fullmatch(value):
+                yield Problem(name, value, "be one word without spaces or quotes", "Write it as sbatch expects it.")
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A job, resolved: every default filled in, every path absolute."""
+
+    name: str
+    run_dir: str
+    executor: Literal["slurm", "local"]
+    launcher: Literal["torchrun", "deepspeed"]
+    resources: Resources
+    script: str
+    script_args: tuple[str, ...]
+    working_dir: str
+    python: str
+    config: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+
+    @property
+    def procs_per_node(self) -> int:
+        """Ranks on each node."""
+        return self.resources.procs_per_node or 1
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.resources.nodes * self.procs_per_node
+
+    @property
+    def cpus_per_task(self) -> int:
+        """CPUs that the agent and its ranks share on one node."""
+        return self.resources.cpus_per_task or 1
+
+    def problems(self) -> Iterator[Problem]:
+        """What no type can hold: names, variables, and paths that Slurm would rewrite."""
+        yield from self.resources.problems()
+        yield from name_problems(self.name)
+        if any(character in self.run_dir for character in "%\\") or not self.run_dir.isprintable():
+            rule = "hold no %, backslash or control character"
+            yield Problem("the run directory", self.run_dir, rule, "Slurm rewrites them in paths: choose another one.")
+        for name, value in self.env.items():
+            yield from _variable_problems(name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for job.json."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
+        """The spec that `to_json` gave."""
+        lists = {name: tuple(data[name]) for name in ("script_args", "setup")}
+        return cls(**{**data, **lists, "resources": Resources(**data["resources"])})
+
+
+def name_problems(name: str) -> Iterator[Problem]:
+    """Whether `name` can be a folder, a Slurm job name and a word on the command line."""
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+        rule = f"be 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 . _ - and begin with none of . -"
+        yield Problem("the run's name", name, rule, "Choose another --name.")
+
+
+def _variable_problems(name: str, value: str) -> Iterator[Problem]:
+    if not _VARIABLE.fullmatch(name):
+        yield Problem("the name of an environment variable", name, "be letters, digits and _", "Write NAME=VALUE.")
+    elif name in _OURS or name.startswith(("SLURM_", "CLEANSFT_", "TORCHELASTIC_")):
+        yield Problem(f"env.{name}", value, "not be given", "The launcher sets it for each rank.")
+    if "\0" in value:
+        yield Problem(f"env.{name}", value, "hold no NUL character")

@@ -1,0 +1,186 @@
+"""`python -m launch`: refusals, dry run, imports, and how long they take. No job is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.errors import EXIT_CODES
+from launch.spec import ROOT
+
+HEAVY = ("torch", "deepspeed", "transformers", "sft", "numpy")
+
+
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch", *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "probe.py"
+    path.write_text("")
+    return path
+
+
+def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(meaning.split(":")[0][:30] in text for meaning in EXIT_CODES.values())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["submit", "--executor", "local", "--nodes", "2", "--script", "probe.py", "--dry-run"],
+    ],
+)
+def test_no_heavy_import(probe: Path, words: list[str]) -> None:
+    code = (
+        "import sys\nfrom launch.__main__ import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "light = [name for name in ('yaml', 'submitit') if sys.argv[1] == '--help' and name in sys.modules]\n"
+        "sys.exit(f'imported: {heavy + light}' if heavy + light else 0)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=probe.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "limit_s"),
+    [
+        (["--help"], 0.15),
+        (["submit", "--executor", "local", "--nodes", "2", "--dry-run"], 0.6),
+        (["submit", "--executor", "local", "--nodes", "2", "--script", "probe.py", "--dry-run"], 0.3),
+    ],
+)
+def test_time(probe: Path, words: list[str], limit_s: float) -> None:
+    fastest = float("inf")
+    for _ in range(5):  # the machine may be busy: the best of five
+        begin = time.monotonic()
+        assert run(*words, cwd=probe.parent).returncode == 0
+        fastest = min(fastest, time.monotonic() - begin)
+    assert fastest < limit_s
+
+
+def test_dry_run_leaves_nothing(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", "--executor", "local", "--nodes", "2", "--script", "probe.py", "--dry-run", "--", "--x", "a b"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith("probe.py --x 'a b'\n")
+    assert os.listdir(probe.parent) == ["probe.py"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["submit", "--script", "probe.py", "--nodes", "010"], "--nodes: nodes is '010'"),
+        (["submit", "--script", "none.py", "--executor", "local"], "script is"),
+        (["status", "nothing"], "RUN is 'nothing'"),
+        (["wait"], "there is no run yet"),
+        (["status", "--", "x"], "only `submit` passes arguments"),
+        (["submit", "--config", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_refusals(probe: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert os.listdir(probe.parent) == ["probe.py"]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["submti"], ["submit", "--node", "2"], ["submit", "stray"], ["status", "a", "b"]]
+)
+def test_unknown_words(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert error.value.code == 2
+
+
+def test_slurm_that_does_not_answer(
+    probe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(probe.parent))
+    assert main(["submit", "--script", "probe.py", "--executor", "slurm"]) == 2
+    assert "sbatch is not on PATH" in capsys.readouterr().err
+    assert main(["submit", "--script", "probe.py", "--dry-run"]) == 0
+    assert "No Slurm here (sbatch is not on PATH)" in capsys.readouterr().err
+
+
+def test_the_trainers_own_check_is_passed_on(probe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("learning_rat: 1e-5\n")
+    result = run("submit", "--executor", "local", "--config", "run.yaml", "--name", "x", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "learning_rat" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_failed_submission_leaves_no_directory(
+    probe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bin_dir = probe.parent / "bin"
+    bin_dir.mkdir()
+    for name, text in {
+        "sinfo": "echo 'cpu|cpu*|2|(null)|8|infinite'",
+        "srun": "exit 0",
+        "sbatch": "echo 'sbatch: error: Batch job submission failed: Invalid qos' >&2; exit 1",
+    }.items():
+        (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_dir / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
+    assert main(["submit", "--script", "probe.py", "--executor", "slurm", "--name", "x"]) == 2
+    assert "Invalid qos" in capsys.readouterr().err
+    assert os.listdir(probe.parent / "runs") == []
+
+
+def test_job_json_is_plain_and_private(probe: Path) -> None:
+    """Through a stand-in for sbatch: the script it is given is submit.sh, and job.json holds every default."""
+    bin_dir = probe.parent / "bin"
+    bin_dir.mkdir()
+    for name, text in {
+        "sinfo": "echo 'cpu|cpu*|2|(null)|8|infinite'",
+        "srun": "exit 0",
+        "sbatch": 'cp "$1" given.sh; env > given.env; echo Submitted batch job 77',
+    }.items():
+        (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_dir / name).chmod(0o755)
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "PATH": f"{bin_dir}:/usr/bin:/bin", "SLURM_NTASKS": "9", "RANK": "3", "SLURM_CONF": "/c",
+    }  # fmt: skip
+    words = ["submit", "--script", "probe.py", "--name", "x", "--nodes", "2", "--env", "TOKEN=a b"]
+    for dry in (True, False):
+        command = [sys.executable, "-m", "launch", *words, *(["--dry-run"] if dry else [])]
+        result = subprocess.run(command, cwd=probe.parent, env=environment, capture_output=True, text=True, check=True)
+        if dry:
+            plan = result.stdout
+    folder = probe.parent / "runs" / "x"
+    assert (folder / "plan.txt").read_text() == plan
+    assert (probe.parent / "given.sh").read_text() == (folder / "submit.sh").read_text()
+    assert (folder / "submit.sh").read_text() in plan
+    given = dict(line.split("=", 1) for line in (probe.parent / "given.env").read_text().splitlines() if "=" in line)
+    assert given["SLURM_CONF"] == "/c"
+    assert "SLURM_NTASKS" not in given
+    assert "RANK" not in given
+    job = json.loads((folder / "job.json").read_text())
+    assert (job["env"], job["resources"]["cpus_per_task"]) == ({"TOKEN": "a b"}, 1)
+    assert oct(folder.stat().st_mode)[-3:] == "700"
+    assert oct((folder / "job.json").stat().st_mode)[-3:] == "600"
+    assert "job      77" in result.stdout
