@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,6 +114,8 @@ def candidate_ports(rendezvous_id: str, ephemeral: tuple[int, int]) -> tuple[int
         ephemeral: first and last port that the kernel hands out by itself
             (/proc/sys/net/ipv4/ip_local_port_range); a listener there meets outgoing connections.
     """
+    import random  # 10 ms that only node 0 needs
+
     low, high = ephemeral
     below = range(FIRST_PORT, max(FIRST_PORT, min(low, LAST_PORT + 1)))
     above = range(max(high + 1, FIRST_PORT), LAST_PORT + 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -106,7 +105,7 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
     except SettingsError as error:
         problems += error.problems
     try:
-        sources.append(_env_words(request.env))
+        env_words = _env_words(request.env)
     except SettingsError as error:
         problems += error.problems
     try:
@@ -115,6 +114,7 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
         raise SettingsError([*problems, *error.problems]) from error
     if problems:
         raise SettingsError(problems)
+    settings = dataclasses.replace(settings, env={**settings.env, **env_words})
     if config is None and settings.script is None:
         config = specs.QUICKSTART_CONFIG
     return Draft(settings, config, run_name, output_dir, request.name, request.script_args)
@@ -162,8 +162,8 @@ def _text(source: Source, key: str) -> str | None:
     return value
 
 
-def _env_words(words: tuple[str, ...]) -> Source:
-    """`NAME=VALUE` words as `env: {NAME: VALUE}`, each value to the letter."""
+def _env_words(words: tuple[str, ...]) -> dict[str, str]:
+    """`NAME=VALUE` words as a mapping, each value to the letter, control characters too."""
     env: dict[str, str] = {}
     problems = []
     for word in words:
@@ -175,7 +175,7 @@ def _env_words(words: tuple[str, ...]) -> Source:
         env[name] = value
     if problems:
         raise SettingsError(problems)
-    return Source({"env": env}, "", {("env",): "--env"}) if env else Source({})
+    return env
 
 
 def _with_merged_env(sources: list[Source]) -> list[Source]:
@@ -292,7 +292,9 @@ def _directory_problems(run_dir: Path) -> Iterator[Problem]:
         return
     try:
         # Only trying it tells the truth, to root and on network disks too.
-        os.rmdir(tempfile.mkdtemp(prefix=".cleansft-", dir=existing))
+        probe = existing / f".cleansft-{os.getpid()}"
+        probe.mkdir()
+        probe.rmdir()
     except OSError as error:
         rule = f"be writable; in {existing} it is not ({error.strerror})"
         yield Problem("the run directory", str(run_dir), rule, "Choose another launch.runs_dir.")

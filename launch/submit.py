@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -104,7 +103,7 @@ def _start_on_slurm(spec: JobSpec, script: str, environ: Mapping[str, str]) -> d
 
 def _start_here(spec: JobSpec, _script: str, environ: Mapping[str, str]) -> dict[str, Any]:
     """Starts submit.sh in a session of its own: it outlives this terminal."""
-    job_id = f"local-{secrets.randbelow(900_000) + 100_000}"
+    job_id = f"local-{int.from_bytes(os.urandom(4), 'big') % 900_000 + 100_000}"
     command = ["bash", f"{spec.run_dir}/submit.sh"]
     log = os.open(f"{spec.run_dir}/logs/local.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:

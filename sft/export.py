@@ -40,14 +40,15 @@ def export_base_model(model: Any, tokenizer: Any, folder: Path, world: World, dt
     """Writes a base model of random weights before adapters are trained on it: without it they fit nothing.
 
     Args:
-        model: not sharded yet.
+        model: a peft model with fresh adapters, not sharded yet.
     """
     if world.is_main:
         entries = [
-            TensorEntry(name, tensor.nbytes, partial(tensor.detach().to, dtype))
+            TensorEntry(_plain_name(name), tensor.nbytes, partial(tensor.detach().to, dtype))
             for name, tensor in _saved_tensors(model)
+            if ".lora_" not in name
         ]
-        _write_whole(model, entries, tokenizer, folder, is_main=True, dtype=dtype)
+        _write_whole(model.get_base_model(), entries, tokenizer, folder, is_main=True, dtype=dtype)
 
 
 def _export_whole(engine: Engine, tokenizer: Any, folder: Path, world: World, dtype: torch.dtype) -> None:

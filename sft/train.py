@@ -81,10 +81,11 @@ def train_with(args: Args) -> None:
 
     needs_group = args.deepspeed is not None or args.fsdp
     with world_from_env(args.ddp_timeout, always_group=needs_group) as world:
-        _train(args, world)
+        train_in_world(args, world)
 
 
-def _train(args: Args, world: World) -> None:
+def train_in_world(args: Args, world: World) -> None:
+    """The whole run in a process group that is there already."""
     from sft.checkpoint import Checkpoints, RunState
     from sft.export import export_model
     from sft.history import History
@@ -97,7 +98,7 @@ def _train(args: Args, world: World) -> None:
     masker = Masker(tokenizer, pad_token_id(tokenizer))
     train_data = _dataset(str(args.train_file), args.max_train_samples, masker, args, world)
     eval_data = _dataset(args.eval_file, args.max_eval_samples, masker, args, world) if args.eval_file else None
-    built, engine = _build_engine(args, tokenizer, sorted(masker.stop_token_ids), output_dir, world)
+    built, engine = build_engine(args, tokenizer, sorted(masker.stop_token_ids), output_dir, world)
     plan = Plan.of(args, len(train_data), world.size)
     checkpoints = Checkpoints(output_dir / "checkpoints", world, plan.identity(args), args.save_total_limit)
     found = checkpoints.find(args.resume_from_checkpoint)
@@ -140,7 +141,7 @@ def _dataset(name: str, max_rows: int | None, masker: Masker, args: Args, world:
     return data
 
 
-def _build_engine(
+def build_engine(
     args: Args, tokenizer: Any, stop_token_ids: list[int], output_dir: Path, world: World
 ) -> tuple[BuiltModel, Engine]:
     """The model, and the engine that the settings ask for around it."""

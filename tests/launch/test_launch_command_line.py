@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -75,10 +75,11 @@ def test_no_heavy_import(probe: Path, words: list[str]) -> None:
 )
 def test_time(probe: Path, words: list[str], limit_s: float) -> None:
     fastest = float("inf")
-    for _ in range(5):  # the machine may be busy: the best of five
-        begin = time.monotonic()
+    for _ in range(5):  # the best of five, in processor time, as the machine may be busy with other things
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run(*words, cwd=probe.parent).returncode == 0
-        fastest = min(fastest, time.monotonic() - begin)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        fastest = min(fastest, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert fastest < limit_s
 
 
@@ -163,8 +164,12 @@ def test_job_json_is_plain_and_private(probe: Path) -> None:
         (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
         (bin_dir / name).chmod(0o755)
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "PATH": f"{bin_dir}:/usr/bin:/bin", "SLURM_NTASKS": "9", "RANK": "3", "SLURM_CONF": "/c",
-    }  # fmt: skip
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{bin_dir}:/usr/bin:/bin",
+        "SLURM_NTASKS": "9",
+        "RANK": "3",
+        "SLURM_CONF": "/c",
+    }
     words = ["submit", "--script", "probe.py", "--name", "x", "--nodes", "2", "--env", "TOKEN=a b"]
     for dry in (True, False):
         command = [sys.executable, "-m", "launch", *words, *(["--dry-run"] if dry else [])]

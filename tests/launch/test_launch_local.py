@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import HOSTILE, PROBE
+from launch_probe import HOSTILE, PROBE
 
 from launch import processes
 from launch.spec import ROOT
@@ -139,7 +139,7 @@ def test_ctrl_c_while_waiting_leaves_the_job(launch: Launcher) -> None:
     with subprocess.Popen(
         [*command, "--wait", "--env", "FAIL=hang"], cwd=launch.folder, env=launch.environment, stdout=subprocess.PIPE
     ) as process:
-        launch.wait_for(lambda: (launch.folder / "runs/x/seen-0.json").exists())
+        launch.wait_for((launch.folder / "runs/x/seen-0.json").exists)
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=20)[0].decode()
     assert process.returncode == 130

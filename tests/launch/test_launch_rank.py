@@ -18,6 +18,8 @@ from launch import network, processes
 from launch.command import RANK_WRAPPER
 from launch.errors import RendezvousError
 
+VARIABLES = {"RANK": "1", "LOCAL_RANK": "1", "CLEANSFT_NODE_RANK": "0", "CLEANSFT_ATTEMPT": "0"}
+
 
 class Wrapped:
     """rank.py around a script of the test."""
@@ -28,8 +30,7 @@ class Wrapped:
             (folder / name).mkdir(parents=True)
         job = {"python": sys.executable, "script": str(folder / "script.py"), "script_args": args}
         (folder / "job.json").write_text(json.dumps(job))
-        variables = {"RANK": "1", "LOCAL_RANK": "1", "CLEANSFT_NODE_RANK": "0", "CLEANSFT_ATTEMPT": "0"}
-        environment = os.environ | variables | {"CLEANSFT_RUN_DIR": str(folder)} | (env or {})
+        environment = os.environ | VARIABLES | {"CLEANSFT_RUN_DIR": str(folder)} | (env or {})
         self.process = subprocess.Popen([sys.executable, str(RANK_WRAPPER)], env=environment, cwd=folder)
         self.folder = folder
 
@@ -123,9 +124,7 @@ def test_python_that_is_missing(tmp_path: Path) -> None:
     wrapped.wait()
     job = json.loads((tmp_path / "job.json").read_text()) | {"python": "/no/python"}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    environment = os.environ | {
-        "RANK": "1", "LOCAL_RANK": "1", "CLEANSFT_NODE_RANK": "0", "CLEANSFT_ATTEMPT": "0", "CLEANSFT_RUN_DIR": str(tmp_path),
-    }  # fmt: skip
+    environment = os.environ | VARIABLES | {"CLEANSFT_RUN_DIR": str(tmp_path)}
     assert subprocess.run([sys.executable, str(RANK_WRAPPER)], env=environment, check=False).returncode == 127
     assert "FileNotFoundError" in wrapped.record["error"]
 

@@ -138,7 +138,7 @@ def test_find(run: Run, tmp_path: Path) -> None:
         ("a\nb\n\n", "b"),
         ("Traceback (most recent call last):\n  File x\nValueError: X\n", "ValueError: X"),
         ("Traceback (most recent call last):\n  File x\nKeyError: 1\n\nDuring handling of the above exception, another "
-         "exception occurred:\n\nTraceback (most recent call last):\n  File y\ntorch.cuda.OutOfMemoryError: CUDA\nmore\n",
+         "exception occurred:\n\nTraceback (most recent call last):\n  File y\ntorch.cuda.OutOfMemoryError: CUDA\n",
          "torch.cuda.OutOfMemoryError: CUDA"),
         ("Traceback (most recent call last):\n  File x\nKeyboardInterrupt\n", "KeyboardInterrupt"),
     ],

@@ -1,0 +1,160 @@
+"""What several processes do together in a test: started by torchrun as `scenarios.py NAME FOLDER`, writes to FOLDER."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+
+import torch
+from safetensors.torch import save_file
+from tiny import tiny_args, write_conversations
+
+from sft.config import Args
+from sft.dataset import ConversationDataset
+from sft.formats import read_conversations
+from sft.loop import seed_dropout
+from sft.masking import Masker
+from sft.model import build_tokenizer, pad_token_id
+from sft.sharding import rank_batches
+from sft.train import build_engine, train_in_world
+from sft.world import World, world_from_env
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp2": {"fsdp": True},
+    **{f"zero{stage}": {"deepspeed": f"ds_configs/zero{stage}.json"} for stage in range(4)},
+}
+SPLITS = {1: [(8, 1), (2, 4)], 2: [(2, 2)], 4: [(1, 2)]}
+"""World size → (micro-batch, accumulation): each makes one optimizer step of 8 documents."""
+
+
+def gradients(folder: Path, world: World) -> None:
+    """Saves the whole gradients of one step of 8 unequal documents, for each engine and split."""
+    train_file = folder / "train.jsonl"
+    for micro_batch, accumulation in SPLITS[world.size]:
+        for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3"):
+            args = tiny_args(
+                train_file,
+                folder / "out",
+                per_device_train_batch_size=micro_batch,
+                gradient_accumulation_steps=accumulation,
+                max_grad_norm=1e9,
+                **ENGINES[name],
+            )
+            found = _gradients(args, world)
+            if world.is_main:
+                save_file(found, folder / f"{name}-{world.size}x{micro_batch}x{accumulation}.safetensors")
+
+
+def _gradients(args: Args, world: World) -> dict[str, torch.Tensor]:
+    tokenizer = build_tokenizer(args)
+    masker = Masker(tokenizer, pad_token_id(tokenizer))
+    data = ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
+    _, engine = build_engine(args, tokenizer, [], Path(args.output_dir), world)
+    engine.model.train()
+    shares = rank_batches(list(range(8)), world.rank, world.size, args.per_device_train_batch_size)
+    batches = [data.batch(share) for share in shares]
+    (num_trained_tokens,) = world.sum(sum(batch.num_trained_tokens for batch in batches))
+    seed_dropout(0, 1, world.rank)
+    for number, batch in enumerate(batches, 1):
+        engine.accumulate(batch, num_trained_tokens, is_last=number == len(batches))
+    return {name: _whole_gradient(parameter) for name, parameter in engine.model.named_parameters()}
+
+
+def _whole_gradient(parameter: Any) -> torch.Tensor:
+    if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_full_grad
+
+        gradient = safe_get_full_grad(parameter).view(getattr(parameter, "ds_shape", parameter.shape))
+    else:
+        gradient = parameter.grad
+    whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    return whole.detach().clone().float().contiguous()
+
+
+def resume(folder: Path, world: World) -> None:
+    """For each engine: a run of 6 steps, and the same run taken up from its checkpoint at step 3, also by others."""
+    train_file = folder / "train.jsonl"
+    engines = ("ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
+    lora = {"enabled": True, "r": 4, "dropout": 0.1}
+    runs = [(name, name, {}) for name in engines]
+    runs += [(f"{name}-lora", name, {"lora": lora}) for name in ("ddp", "fsdp2", "zero3")]
+    for label, name, settings in runs:
+        args = tiny_args(train_file, folder / label, max_steps=6, save_steps=3, **settings, **ENGINES[name])
+        train_in_world(args, world)
+        _take_up(folder / label, f"{label}-resumed", args, world)
+    for saved, taken_up in (("zero3", "ddp"), ("ddp", "zero2"), ("fsdp2", "zero3"), ("zero1", "fsdp2")):
+        args = tiny_args(train_file, folder, max_steps=6, save_steps=3, **ENGINES[taken_up])
+        _take_up(folder / saved, f"{saved}-then-{taken_up}", args, world)
+
+
+def _take_up(source: Path, label: str, args: Args, world: World) -> None:
+    target = source.parent / label
+    if world.is_main:
+        shutil.copytree(source / "checkpoints" / "step-00000003", target / "checkpoints" / "step-00000003")
+        shutil.copy(source / "training_log.json", target)
+    world.barrier()
+    train_in_world(replace(args, output_dir=str(target)), world)
+
+
+def pretrained(folder: Path, world: World) -> None:
+    """Trains a model from a folder with a vocabulary that is too small for the tokenizer, under each engine."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if world.is_main:
+        from tiny import QWEN3
+
+        torch.manual_seed(0)
+        for label, tied in (("tied", True), ("untied", False)):
+            config = AutoConfig.for_model(**{**QWEN3, "vocab_size": 500, "tie_word_embeddings": tied})
+            AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder / label)
+    world.barrier()
+    for name in ("ddp", "fsdp2", "zero1", "zero3"):
+        for label in ("tied", "untied"):
+            settings = {"model_config": None, "model_name_or_path": str(folder / label), "max_steps": 2}
+            output_dir = folder / f"{label}-{name}"
+            train_in_world(tiny_args(folder / "train.jsonl", output_dir, **settings, **ENGINES[name]), world)
+
+
+def uneven(folder: Path, world: World) -> None:
+    """An epoch of 5 documents on all ranks, with evaluation: some ranks have nothing to do in a step."""
+    for name in ("ddp", "fsdp2", "zero2", "zero3"):
+        args = tiny_args(
+            folder / "five.jsonl",
+            folder / f"uneven-{name}-{world.size}",
+            per_device_train_batch_size=1,
+            eval_file=str(folder / "train.jsonl"),
+            per_device_eval_batch_size=3,
+            num_train_epochs=2.0,
+            **ENGINES[name],
+        )
+        train_in_world(args, world)
+
+
+SCENARIOS: dict[str, Callable[[Path, World], None]] = {
+    "gradients": gradients,
+    "resume": resume,
+    "pretrained": pretrained,
+    "uneven": uneven,
+}
+
+
+def prepare(folder: Path) -> None:
+    """The data that all scenarios share."""
+    write_conversations(folder / "train.jsonl", 11)
+    write_conversations(folder / "five.jsonl", 5, seed=1)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    scenario, target = sys.argv[1], Path(sys.argv[2])
+    with world_from_env(120, always_group=True) as this_world:
+        SCENARIOS[scenario](target, this_world)
+    print(json.dumps({"scenario": scenario, "done": True}))

@@ -1,0 +1,110 @@
+"""Several real processes: every engine computes the same, takes up where another left, and writes what loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scenarios import SPLITS, prepare
+from tiny import TOKENIZER, losses
+
+pytestmark = pytest.mark.ranks
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[[str, Path, int], None]
+
+
+def run_scenario(name: str, folder: Path, num_processes: int) -> None:
+    """Runs a scenario under torchrun on a free port; its output is shown when it fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    command += [str(ROOT / "tests" / "ranks" / "scenarios.py"), name, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ranks")
+    prepare(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def gradients(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    for world_size in SPLITS:
+        run_scenario("gradients", folder, world_size)
+    return {path.stem: load_file(path) for path in sorted(folder.glob("*x*x*.safetensors"))}
+
+
+def test_gradients_are_those_of_one_process_for_every_engine_and_split(
+    gradients: dict[str, dict[str, torch.Tensor]],
+) -> None:
+    expected = gradients["ddp-1x8x1"]
+    assert len(gradients) == 5 * sum(len(splits) for splits in SPLITS.values())
+    for label, found in gradients.items():
+        for name, gradient in expected.items():
+            scale = gradient.abs().max()
+            assert scale > 0, name
+            difference = (found[name] - gradient).abs().max() / scale
+            assert difference < 1e-5, f"{label}: {name} differs by {difference:.1e}"
+
+
+@pytest.fixture(scope="module")
+def resumed(folder: Path) -> Path:
+    run_scenario("resume", folder, 2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "label", ["ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3", "ddp-lora", "fsdp2-lora", "zero3-lora"]
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(resumed: Path, label: str) -> None:
+    assert losses(resumed / f"{label}-resumed") == losses(resumed / label)
+    file_name = "adapter_model.safetensors" if label.endswith("lora") else "model.safetensors"
+    weights, expected = (load_file(resumed / name / file_name) for name in (f"{label}-resumed", label))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("label", ["zero3-then-ddp", "ddp-then-zero2", "fsdp2-then-zero3", "zero1-then-fsdp2"])
+def test_a_checkpoint_of_one_engine_is_taken_up_by_another(resumed: Path, label: str) -> None:
+    assert losses(resumed / label) == pytest.approx(losses(resumed / "ddp"), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder: Path) -> Path:
+    run_scenario("pretrained", folder, 2)
+    return folder
+
+
+@pytest.mark.parametrize("tied", ["tied", "untied"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero3"])
+def test_a_model_with_a_resized_vocabulary_comes_out_whole(pretrained: Path, tied: str, engine: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    output_dir = pretrained / f"{tied}-{engine}"
+    model, info = AutoModelForCausalLM.from_pretrained(output_dir, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == torch.bfloat16  # as the model that it started from
+    tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] == len(tokenizer) == 512
+    names = load_file(output_dir / "model.safetensors").keys()
+    assert ("lm_head.weight" in names) == (tied == "untied")
+    template = Path(TOKENIZER, "chat_template.jinja").read_bytes()
+    assert (output_dir / "chat_template.jinja").read_bytes() == template
+    assert model.generation_config.eos_token_id in (2, [2])
+    assert losses(output_dir) == pytest.approx(losses(pretrained / f"{tied}-ddp"), rel=1e-4)
+
+
+def test_ranks_with_nothing_to_do_neither_hang_nor_change_the_loss(folder: Path) -> None:
+    for num_processes in (1, 2, 4):
+        run_scenario("uneven", folder, num_processes)
+    for num_processes, rows_per_step in ((1, 1), (2, 2), (4, 4)):
+        runs = [losses(folder / f"uneven-{name}-{num_processes}") for name in ("ddp", "fsdp2", "zero2", "zero3")]
+        assert len(runs[0]) == 2 * -(-5 // rows_per_step)
+        for run in runs[1:]:
+            assert run == pytest.approx(runs[0], rel=1e-5)

@@ -1,0 +1,60 @@
+"""Tiny models, tokenizers and conversations for tests: random weights, the bundled tokenizer, seeded text."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from sft.config import ROOT, Args
+
+TOKENIZER = str(ROOT / "sft" / "quickstart" / "tokenizer")
+WORDS = "sun moon star river stone leaf wind fire snow rain field road house bread salt bird fish horse".split()
+
+QWEN3 = {
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+
+
+def write_conversations(path: Path, num_rows: int, seed: int = 0) -> Path:
+    """A JSONL file of conversations of very unequal length."""
+    rng = random.Random(seed)
+    with path.open("w") as file:
+        for _ in range(num_rows):
+            messages = []
+            for _ in range(rng.randint(1, 3)):
+                question, answer = (" ".join(rng.choices(WORDS, k=rng.randint(1, 12))) for _ in range(2))
+                messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def tiny_args(train_file: Path, output_dir: Path, **settings: Any) -> Args:
+    """Settings of a tiny float32 run."""
+    defaults: dict[str, Any] = {
+        "model_config": QWEN3,
+        "tokenizer_name": TOKENIZER,
+        "train_file": str(train_file),
+        "output_dir": str(output_dir),
+        "bf16": False,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "report_to": "none",
+        "save_steps": 0,
+    }
+    return Args(**{**defaults, **settings})
+
+
+def losses(output_dir: Path) -> list[float]:
+    """The training losses that a run logged."""
+    records = json.loads((output_dir / "training_log.json").read_text())
+    return [record["loss"] for record in records if record["type"] == "train"]
