@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from launch import network, processes
-from launch.command import NodeFacts, hostfile_text, launcher_argv, node_environment
+from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
 from launch.errors import KILLED, OK, TERMINATED, LaunchError, RendezvousError
 from launch.outcome import read_outcome
 from launch.rank import TAIL_LINES, error_in, read_tail
@@ -146,11 +146,9 @@ class Agent:
             accelerator=None if has_gpu(inherited) else "cpu",
             visible_devices=inherited.get("CUDA_VISIBLE_DEVICES"),
         )
-        hostfile = self.records / "hostfile"
         if self.spec.launcher == "deepspeed":
-            hostfile = self.records / f"hostfile-{self.node}"
-            write_text(hostfile, hostfile_text(self.spec, rendezvous))
-        argv = launcher_argv(self.spec, rendezvous, str(hostfile))
+            write_text(Path(hostfile_path(str(self.logs), self.node)), hostfile_text(self.spec, rendezvous))
+        argv = launcher_argv(self.spec, rendezvous, str(self.logs))
         environment = inherited | node_environment(self.spec, rendezvous, self.attempt, facts)
         print(f"node {self.node} on {socket.gethostname()} starts: {json.dumps(argv)}", flush=True)
         launcher = subprocess.Popen(

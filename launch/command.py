@@ -32,14 +32,19 @@ def rank_argv(spec: JobSpec) -> list[str]:
     return [spec.python, "-u", spec.script, *spec.script_args]
 
 
-def launcher_argv(spec: JobSpec, rendezvous: Rendezvous, hostfile: str) -> list[str]:
+def launcher_argv(spec: JobSpec, rendezvous: Rendezvous, logs: str) -> list[str]:
     """The one launcher of a node. It starts our rank wrapper, which starts the script.
 
     The script's own arguments are not among these words: torchrun rewrites `$$` and `${local_rank}` in them and
     DeepSpeed's parsers take prefixes of their own options out of them. The wrapper reads them from job.json.
+
+    Args:
+        spec: the job.
+        rendezvous: where its nodes meet.
+        logs: the folder `logs/<attempt>`, where the launchers keep what they would else leave in /tmp.
     """
     if spec.launcher == "deepspeed":
-        return _deepspeed_argv(spec, rendezvous, hostfile)
+        return _deepspeed_argv(spec, rendezvous, logs)
     return [
         spec.python, "-u", "-m", "torch.distributed.run",
         f"--nnodes={spec.resources.nodes}",
@@ -50,14 +55,15 @@ def launcher_argv(spec: JobSpec, rendezvous: Rendezvous, hostfile: str) -> list[
         f"--master-addr={rendezvous.address}",
         f"--master-port={rendezvous.port}",
         "--max-restarts=0",
+        f"--log-dir={logs}/torchrun",
         str(RANK_WRAPPER),
     ]  # fmt: skip
 
 
-def _deepspeed_argv(spec: JobSpec, rendezvous: Rendezvous, hostfile: str) -> list[str]:
+def _deepspeed_argv(spec: JobSpec, rendezvous: Rendezvous, logs: str) -> list[str]:
     return [
         spec.python, "-u", "-m", "deepspeed.launcher.runner",
-        f"--hostfile={hostfile}",
+        f"--hostfile={hostfile_path(logs, rendezvous.node_rank)}",
         "--no_ssh",
         "--no_ssh_check",
         f"--node_rank={rendezvous.node_rank}",
@@ -66,6 +72,11 @@ def _deepspeed_argv(spec: JobSpec, rendezvous: Rendezvous, hostfile: str) -> lis
         "--no_local_rank",
         str(RANK_WRAPPER),
     ]  # fmt: skip
+
+
+def hostfile_path(logs: str, node_rank: int) -> str:
+    """Where a node keeps its own copy of the hostfile."""
+    return f"{logs}/hostfile-{node_rank}"
 
 
 def hostfile_text(spec: JobSpec, rendezvous: Rendezvous) -> str:

@@ -134,7 +134,7 @@ def _node_text(spec: JobSpec, node_rank: int, inherited: frozenset[str]) -> str:
         accelerator="<cpu if the node has no GPU>",
     )
     environment = command.node_environment(spec, rendezvous, _ATTEMPT, facts)
-    argv = command.launcher_argv(spec, rendezvous, f"{spec.run_dir}/exit/{_ATTEMPT}/hostfile")
+    argv = command.launcher_argv(spec, rendezvous, f"{spec.run_dir}/logs/{_ATTEMPT}")
     return _assignments(environment) + _quoted(argv)
 
 

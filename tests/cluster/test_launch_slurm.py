@@ -248,8 +248,29 @@ def test_killed_agent(launch: Launcher) -> None:
     ],
 )
 def test_refused_before_anything_is_submitted(launch: Launcher, words: list[str], message: str) -> None:
-    before = launch.lab.exec(["squeue", "-h", "-t", "all", "-o", "%A"]).stdout
     result = launch("submit", "--executor", "slurm", "--script", "probe.py", *words)
     assert (result.returncode, message in result.stderr) == (2, True), result.stderr
-    assert launch.lab.exec(["squeue", "-h", "-t", "all", "-o", "%A"]).stdout == before
+    assert str(launch.folder) not in launch.lab.exec(["squeue", "-h", "-t", "all", "-o", "%Z"]).stdout
     assert not (launch.folder / "runs").exists()
+
+
+def test_scripts_for_those_without_the_launcher(lab: Lab, tmp_path: Path) -> None:
+    """`sbatch slurm/torchrun.sbatch run.yaml` and the other: two nodes, one world, a model; further words arrive."""
+    environment = os.environ | {"PYTHON": sys.executable, "ZERO": "1"}
+    job_ids = {}
+    for name in ("torchrun", "deepspeed"):
+        words = [f"slurm/{name}.sbatch", "sft/quickstart/run.yaml", "--max_steps", "2", "--output_dir", tmp_path / name]
+        options = ["--parsable", f"--output={tmp_path}/{name}.log"]
+        submitted = lab.exec(["sbatch", *options, *map(str, words)], cwd=ROOT, env=environment)
+        assert submitted.returncode == 0, submitted.stderr
+        job_ids[name] = submitted.stdout.strip()
+    words = ["--wait", "--nodes=1", f"--output={tmp_path}/refused.log", "slurm/torchrun.sbatch", "none.yaml"]
+    refused = lab.exec(["sbatch", *words], cwd=ROOT)
+    assert refused.returncode == 2
+    assert "the settings file is 'none.yaml'" in (tmp_path / "refused.log").read_text()
+    for name, job_id in job_ids.items():
+        wait_for(lambda job=job_id: not lab.exec(["squeue", "-h", "-j", job]).stdout.strip(), timeout_s=150)
+        log = (tmp_path / f"{name}.log").read_text()
+        assert "JobState=COMPLETED" in lab.exec(["scontrol", "show", "job", job_id]).stdout, log
+        assert "2 process(es)" in log
+        assert (tmp_path / name / "model.safetensors").exists()

@@ -57,7 +57,7 @@ def test_scripts_are_valid_bash(make_spec: MakeSpec, executor: str) -> None:
 
 def test_no_argument_of_the_script_passes_through_a_launcher(make_spec: MakeSpec) -> None:
     for launcher in ("torchrun", "deepspeed"):
-        argv = command.launcher_argv(make_spec(launcher=launcher), MEETING, "/hostfile")
+        argv = command.launcher_argv(make_spec(launcher=launcher), MEETING, "/logs/0")
         assert argv[-1] == str(command.RANK_WRAPPER)
 
 

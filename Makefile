@@ -1,0 +1,45 @@
+# make demo    train a small model on two nodes, and ask it a question (a few minutes, with the installation)
+# make check   lint, types and the tests of one process (under two minutes)
+# make test    everything, on a real Slurm cluster of this machine where it may be installed (root on Debian)
+# make lab     start that cluster for use by hand; make lab-down ends it
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: demo test check lint unit lab lab-down clean
+
+demo: $(READY)
+	$(BIN)/python -m sft.quickstart.demo
+
+test: $(READY) lint
+	-$(BIN)/python slurm/lab/lab.py install
+	$(BIN)/python -m pytest
+
+check: lint unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/python -m pytest -m "not ranks and not cluster"
+
+lab: $(READY)
+	$(BIN)/python slurm/lab/lab.py install
+	$(BIN)/python slurm/lab/lab.py up
+
+lab-down: $(READY)
+	$(BIN)/python slurm/lab/lab.py down
+
+# torch by its exact version: a range would take the newest build, with gigabytes of CUDA libraries.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing the pinned packages into .venv (one to four minutes) …"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
