@@ -135,7 +135,8 @@ def submit(arguments: argparse.Namespace) -> int:
     effects.check_script(spec, os.environ)
     plan = script.plan_text(spec, cluster.without_outer_job(os.environ))
     if arguments.dry_run:
-        sys.stdout.write(plan)
+        # The very bytes of plan.txt, whatever the terminal's encoding.
+        sys.stdout.buffer.write(plan.encode("utf-8", errors="surrogateescape"))
         return OK
     run = effects.submit(spec, script.script_text(spec), plan, os.environ)
     print(f"run      {run.name}\nfolder   {run.path}\njob      {run.job_id} ({executor})")

@@ -68,9 +68,9 @@ class Supervisor:
                 break
             time.sleep(_POLL_S)
         self._end_agents()
+        codes = [agent.wait() for agent in self._agents]
         processes.kill_descendants()
         outcome = read_outcome(self._run_dir / "exit" / "0", self._spec.resources.nodes)
-        codes = [agent.wait() for agent in self._agents]
         if outcome.root_cause is not None:
             return outcome.code
         return next((code if code > 0 else 128 - code for code in codes if code), TERMINATED if self._stopped else OK)

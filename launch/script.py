@@ -132,6 +132,7 @@ def _node_text(spec: JobSpec, node_rank: int, inherited: frozenset[str]) -> str:
         inherited=inherited,
         interface="lo" if alone else "<interface towards node 0>",
         accelerator="<cpu if the node has no GPU>",
+        visible_devices="<CUDA_VISIBLE_DEVICES of the node>",
     )
     environment = command.node_environment(spec, rendezvous, _ATTEMPT, facts)
     argv = command.launcher_argv(spec, rendezvous, f"{spec.run_dir}/logs/{_ATTEMPT}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import resource
@@ -81,6 +82,19 @@ def test_time(probe: Path, words: list[str], limit_s: float) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         fastest = min(fastest, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert fastest < limit_s
+
+
+def test_arrows() -> None:
+    """No heavy import stands anywhere in launch, and submitit only in cluster.py."""
+    imported: dict[str, set[str]] = {}
+    for path in (ROOT / "launch").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                imported.setdefault(name.split(".")[0], set()).add(path.name)
+    assert not imported.keys() & set(HEAVY)
+    assert imported["submitit"] == {"cluster.py"}
 
 
 def test_dry_run_leaves_nothing(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
