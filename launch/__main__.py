@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except LaunchError as error:
-        print(f"ERROR: {error}" if error.exit_code == LaunchError.exit_code else error, file=sys.stderr)
+        print(f"{error.prefix}{error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

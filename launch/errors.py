@@ -25,6 +25,7 @@ class LaunchError(Exception):
     """A request that can't be carried out. `str(error)` says what to do about it."""
 
     exit_code = REFUSED
+    prefix = "ERROR: "
 
 
 class RendezvousError(LaunchError):

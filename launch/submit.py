@@ -24,6 +24,8 @@ CHECK_TIMEOUT_S = 60.0
 class ScriptRefusedError(LaunchError):
     """The training script's own words about its settings, and its code."""
 
+    prefix = ""
+
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code

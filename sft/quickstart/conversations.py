@@ -20,15 +20,13 @@ MONTHS = (
 )
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 DIRECTIONS = {"after": 1, "before": -1}
-NUM_FOLLOW_UPS_PER_SUM = 3
+NUM_FOLLOW_UPS_PER_SUM = 4
 
 # {span} is "three days", {direction} "after", {day} "Monday".
 DAY_PHRASINGS = (
     "What day is {span} {direction} {day}?",
     "Which day comes {span} {direction} {day}?",
     "Tell me the day {span} {direction} {day}.",
-    "Please name the day {span} {direction} {day}.",
-    "Do you know which day is {span} {direction} {day}?",
     "{day}, and then {span} {forward}: which day is it?",
     "Count {span} {forward} from {day}.",
     "Today is {day}. What day {ahead}?",
@@ -150,8 +148,8 @@ def _day_sums() -> list[DaySum]:
 
 
 def _is_held_out(day_sum: DaySum) -> bool:
-    """One sum per day and direction, of two to five days: between what is trained, never beyond it."""
-    return day_sum.num_days == 2 + (DAYS.index(day_sum.day) + 1) % 4
+    """One sum per day and direction, of two to four days: between what is trained, never beyond it."""
+    return day_sum.num_days == 2 + (DAYS.index(day_sum.day) + 1) % 3
 
 
 def _follow_up(day_sum: DaySum, next_sums: Sequence[DaySum], key: object) -> Exchange:
@@ -175,7 +173,7 @@ def _month_questions() -> Split:
 
 def _month_exchanges(month: str, direction: str) -> list[Exchange]:
     target = MONTHS[(MONTHS.index(month) + DIRECTIONS[direction]) % len(MONTHS)]
-    answer = f"{target} comes {direction} {month}."
+    answer = f"{direction.capitalize()} {month} comes {target}."
     return [Exchange(phrasing.format(month=month, direction=direction), answer) for phrasing in MONTH_PHRASINGS]
 
 

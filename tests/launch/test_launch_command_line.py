@@ -16,6 +16,8 @@ from launch.__main__ import main
 from launch.errors import EXIT_CODES
 from launch.spec import ROOT
 
+QUIET_PYTHON_S = 0.021
+"""What `python -c pass` takes where the limits below were measured."""
 HEAVY = ("torch", "deepspeed", "transformers", "sft", "numpy")
 
 
@@ -75,13 +77,21 @@ def test_no_heavy_import(probe: Path, words: list[str]) -> None:
     ],
 )
 def test_time(probe: Path, words: list[str], limit_s: float) -> None:
-    fastest = float("inf")
-    for _ in range(5):  # the best of five, in processor time, as the machine may be busy with other things
+    bare = _processor_time_s([sys.executable, "-c", "pass"], probe.parent)
+    slowness = max(1.0, bare / QUIET_PYTHON_S)  # of a machine that is busy with other things
+    assert _processor_time_s([sys.executable, "-m", "launch", *words], probe.parent) < limit_s * slowness
+
+
+def _processor_time_s(command: list[str], folder: Path) -> float:
+    """The best of five."""
+    times = []
+    for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert run(*words, cwd=probe.parent).returncode == 0
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        fastest = min(fastest, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert fastest < limit_s
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
 
 
 def test_arrows() -> None:
