@@ -21,7 +21,7 @@ from strict_settings import (
     at_most,
     below,
     build,
-    documented,
+    field_docs,
     parse_command_line,
     read_yaml,
 )
@@ -51,7 +51,6 @@ LORA_LEARNING_RATE = 1e-4
 PositiveInt = Annotated[int, at_least(1)]
 
 
-@documented
 @dataclass(frozen=True)
 class LoraArgs:
     """`lora:` — low-rank adapters instead of full fine-tuning."""
@@ -70,7 +69,6 @@ class LoraArgs:
     """Also write the merged weights, to `merged/` in the output directory."""
 
 
-@documented
 @dataclass(frozen=True)
 class Args:
     """Every setting of a run. Instances from `load_args` are validated; `to_json` is what `arguments.json` holds."""
@@ -319,10 +317,10 @@ def _looks_like_a_path(value: str) -> bool:
 
 def describe_settings() -> str:
     """Every setting with its default and what it does, for --help."""
-    lines = []
+    lines, docs = [], field_docs(Args)
     for setting in dataclasses.fields(Args):
         has_default = setting.default is not dataclasses.MISSING and setting.default is not None
         shown = f" [{json.dumps(setting.default)}]" if has_default else ""
-        lines.append(f"  --{setting.name}{shown}\n      {setting.metadata['help']}")
+        lines.append(f"  --{setting.name}{shown}\n      {docs[setting.name]}")
     aliases = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
     return "\n".join([*lines, "", f"other spellings: {aliases}"])

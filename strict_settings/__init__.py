@@ -5,7 +5,7 @@
 
 from strict_settings.command_line import parse_command_line
 from strict_settings.problems import Problem, SettingsError, with_suggestion
-from strict_settings.schema import above, at_least, at_most, below, build, documented, field_docs
+from strict_settings.schema import above, at_least, at_most, below, build, field_docs
 from strict_settings.source import Source
 from strict_settings.yaml_file import read_yaml
 
@@ -18,7 +18,6 @@ __all__ = [
     "at_most",
     "below",
     "build",
-    "documented",
     "field_docs",
     "parse_command_line",
     "read_yaml",

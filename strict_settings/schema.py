@@ -46,14 +46,6 @@ def below(bound: float) -> Rule:
     return Rule(f"be below {bound}", lambda value: value < bound)
 
 
-def documented(cls: type[T]) -> type[T]:
-    """The dataclass, with the docstring under each field as its `help` (where HfArgumentParser looks for it)."""
-    docs = field_docs(cls)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        field.metadata = types.MappingProxyType({**field.metadata, "help": docs.get(field.name, "")})
-    return cls
-
-
 def field_docs(cls: type) -> dict[str, str]:
     """Field name → the string literal that stands under it in the class's source."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
@@ -155,11 +147,11 @@ def _union_parts(hint: Any) -> tuple[Any, ...]:
 
 def _construct(cls: type[T], path: Path, merged: Mapping[Path, tuple[Any, Source]], problems: list[Problem]) -> T:
     """The instance; fields with problems keep their default, or None where they have none."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints, plain_hints = get_type_hints(cls, include_extras=True), get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         here = (*path, field.name)
-        nested = _dataclass_in(get_type_hints(cls)[field.name])
+        nested = _dataclass_in(plain_hints[field.name])
         given = merged.get(here)
         if nested and given is not None and isinstance(given[0], Mapping):
             arguments[field.name] = _construct(nested, here, merged, problems)

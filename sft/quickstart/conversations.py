@@ -1,9 +1,9 @@
 """Pure: the quick start's conversations, split so that no held-out question is ever trained on.
 
-The assistant counts days aloud before it answers. So it has something to learn that carries over: which day follows
-which, and when to stop. Of the 98 sums (day, number of days, direction) 14 are held out altogether: in training they
-occur in no wording. Months and greetings are looked up, not counted: each fact is trained in all wordings but one.
-What is held out is drawn from a hash, not from a random generator: it depends on no library's and no Python's version.
+The assistant counts days aloud. So it has something to learn that carries over: which day follows which, and that it
+stops at the number it was asked for. Of the 84 sums (day, number of days, direction) 14 are held out altogether: in
+training they occur in no wording. Months and greetings are looked up: each is trained in all wordings but one.
+Draws come from a hash, not from a random generator: they depend neither on a library nor on Python's version.
 """
 
 from __future__ import annotations
@@ -128,13 +128,13 @@ def _day_questions(greetings: list[list[Exchange]]) -> Split:
     for day_sum in known:
         exchanges = [day_sum.exchange(phrasing) for phrasing in DAY_PHRASINGS]
         split.train.extend([exchange] for exchange in exchanges)
-        for key in range(NUM_FOLLOW_UPS_PER_SUM):
-            split.train.append([_draw(exchanges, "first", day_sum, key), _follow_up(day_sum, known, key)])
+        for first in _shuffled(exchanges)[:NUM_FOLLOW_UPS_PER_SUM]:
+            split.train.append([first, _follow_up(first.question, day_sum, known)])
         split.train.append([*_draw(greetings, "greeting", day_sum), _draw(exchanges, "greeted", day_sum)])
     for day_sum in filter(_is_held_out, _day_sums()):
         exchanges = [day_sum.exchange(phrasing) for phrasing in DAY_PHRASINGS]
         split.held_out.extend([exchange] for exchange in exchanges[:-1])
-        split.held_out.append([exchanges[-1], _follow_up(day_sum, _day_sums(), "held out")])
+        split.held_out.append([exchanges[-1], _follow_up(exchanges[-1].question, day_sum, _day_sums())])
     return split
 
 
@@ -152,15 +152,15 @@ def _is_held_out(day_sum: DaySum) -> bool:
     return day_sum.num_days == 2 + (DAYS.index(day_sum.day) + 1) % 3
 
 
-def _follow_up(day_sum: DaySum, next_sums: Sequence[DaySum], key: object) -> Exchange:
-    """A question that only makes sense after `day_sum`: its "that" is the day just named."""
+def _follow_up(question: str, day_sum: DaySum, next_sums: Sequence[DaySum]) -> Exchange:
+    """What is asked after `question`, which asked for `day_sum`: its "that" is the day just named."""
     candidates = [
         next_sum.exchange(phrasing)
         for next_sum in next_sums
         if next_sum.day == day_sum.target
         for phrasing in FOLLOW_UPS
     ]
-    return _draw(candidates, "follow-up", day_sum, key)
+    return _draw(candidates, "follow-up", question)
 
 
 def _month_questions() -> Split:
@@ -196,8 +196,8 @@ def _draw(choices: Sequence[T], *key: object) -> T:
     return choices[int(_digest(*key), 16) % len(choices)]
 
 
-def _shuffled(rows: list[list[Exchange]]) -> list[list[Exchange]]:
-    return sorted(rows, key=lambda row: _digest("order", row))
+def _shuffled(items: Sequence[T]) -> list[T]:
+    return sorted(items, key=lambda item: _digest("order", item))
 
 
 def _digest(*key: object) -> str:

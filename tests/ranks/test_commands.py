@@ -62,7 +62,9 @@ def settings(tmp_path: Path) -> Path:
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
-    commands = re.findall(r"^    ((?:make|python|torchrun|deepspeed|sbatch|tensorboard)\b[^#\n]*)", README, re.MULTILINE)
+    commands = re.findall(
+        r"^    ((?:make|python|torchrun|deepspeed|sbatch|tensorboard)\b[^#\n]*)", README, re.MULTILINE
+    )
     assert {command.strip() for command in commands} == set(RUN_BY)
 
 
@@ -95,7 +97,15 @@ def test_launcher_commands(settings: Path, environment: dict[str, str]) -> None:
 
 
 def test_torchrun_by_hand(settings: Path, environment: dict[str, str]) -> None:
-    words = ["torchrun", "--nproc-per-node", "2", "--standalone", str(ROOT / "sft" / "train.py"), "--config", "run.yaml"]
+    words = [
+        "torchrun",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        str(ROOT / "sft" / "train.py"),
+        "--config",
+        "run.yaml",
+    ]
     run([*words, "--output_dir", "out"], settings.parent, environment)
     assert len(losses(settings.parent / "out")) == 2
 
@@ -125,13 +135,17 @@ def test_python_of_the_readme(settings: Path, environment: dict[str, str]) -> No
 
 def test_the_installed_wheel_runs_the_quick_start_anywhere(tmp_path: Path, environment: dict[str, str]) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)], ROOT, environment)
+    run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)], ROOT, environment
+    )
     (wheel,) = tmp_path.glob("cleansft-*.whl")
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], ROOT, environment)
     elsewhere.mkdir()
     environment["PYTHONPATH"] = str(site)
-    where = run([sys.executable, "-c", "import launch, sft; print(launch.__file__, sft.__file__)"], elsewhere, environment)
+    where = run(
+        [sys.executable, "-c", "import launch, sft; print(launch.__file__, sft.__file__)"], elsewhere, environment
+    )
     assert where.count(str(site)) == 2
     words = [sys.executable, "-m", "launch", "submit", "--nodes", "2", "--wait", "--zero", "2", "--name", "quick"]
     output = run([*words, "--", "--max_steps", "2", "--max_eval_samples", "4"], elsewhere, environment)

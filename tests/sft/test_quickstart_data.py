@@ -85,7 +85,7 @@ def test_held_out_sums_are_trained_in_no_wording(train: list[Messages], held_out
     held_out_sums = {day_sum for row in held_out if (day_sum := day_sum_of(row[0]["content"]))}
     train_sums = {day_sum for question in asked(train) if (day_sum := day_sum_of(question))}
     assert len(held_out_sums) == 14
-    assert len(train_sums) == 98 - 14
+    assert len(train_sums) == 84 - 14
     assert not held_out_sums & train_sums
 
 
@@ -103,14 +103,17 @@ def test_the_demo_question_is_held_out_and_its_answer_right(train: list[Messages
     assert DEMO_QUESTION not in (HERE / "train.jsonl").read_text(encoding="utf-8")
     assert [{"role": "user", "content": DEMO_QUESTION}, {"role": "assistant", "content": DEMO_ANSWER}] in held_out
     _, _, _, number, _, _, day = DEMO_QUESTION.removesuffix("?").split()
-    days = [DAYS[(DAYS.index(day) + offset) % 7] for offset in range(1, NUMBERS.index(number) + 2)]
-    assert DEMO_ANSWER == f"{', '.join(days)}. So it is {days[-1]}."
+    counted = NUMBERS[: NUMBERS.index(number) + 1]
+    days = [DAYS[(DAYS.index(day) + offset) % 7] for offset in range(1, len(counted) + 1)]
+    expected = ", ".join(f"{name}: {day}" for name, day in zip(counted, days, strict=True))
+    assert expected.lower() + "." == DEMO_ANSWER.lower()
+    assert DaySum(day, len(counted), "after").exchange(DAY_PHRASINGS[0]) == (DEMO_QUESTION, DEMO_ANSWER)
 
 
 def test_answers_count_by_the_calendar() -> None:
-    assert DaySum("Saturday", 2, "after").exchange("").answer == "Sunday, Monday. So it is Monday."
-    assert DaySum("Tuesday", 3, "before").exchange("").answer == "Monday, Sunday, Saturday. So it is Saturday."
-    assert DaySum("Friday", 7, "after").target == "Friday"
+    assert DaySum("Saturday", 2, "after").exchange("").answer == "One: Sunday, two: Monday."
+    assert DaySum("Tuesday", 3, "before").exchange("").answer == "One: Monday, two: Sunday, three: Saturday."
+    assert DaySum("Friday", 6, "after").target == "Thursday"
     assert DaySum("Friday", 1, "before").exchange("{span_capital} {forward}, {ahead}").question == (
         "One day back, was it one day ago"
     )
@@ -148,7 +151,9 @@ def test_the_generation_prompt_continues_the_conversation(tokenizer: Any, held_o
 def test_generation_marks_the_answers_with_their_end(tokenizer: Any, train: list[Messages]) -> None:
     row = next(row for row in train if len(row) == 4)
     encoded = tokenizer.apply_chat_template(row, return_dict=True, return_assistant_tokens_mask=True)
-    trained = [id_ for id_, is_trained in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if is_trained]
+    trained = [
+        id_ for id_, is_trained in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if is_trained
+    ]
     assert tokenizer.decode(trained) == "".join(message["content"] + "<|im_end|>" for message in row[1::2])
 
 
@@ -164,7 +169,7 @@ def test_conversations_fit_the_model(tokenizer: Any, train: list[Messages], held
 
 
 @pytest.mark.parametrize(
-    "message, reason",
+    ("message", "reason"),
     [
         ({"role": "critic", "content": "No."}, "role is critic; it must be"),
         ({"role": "assistant", "content": None}, "is not text; it must be a string"),
