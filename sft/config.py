@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from sft.deepspeed_config import read_deepspeed_config
 from strict_settings import (
     Problem,
     SettingsError,
@@ -202,18 +203,23 @@ class Args:
         Raises:
             SettingsError: `train_batch_size` is no multiple of world × per-device batch.
         """
+        if problems := list(self.batch_problems(world_size)):
+            raise SettingsError(problems)
         if self.train_batch_size is None:
             return self.gradient_accumulation_steps
+        return self.train_batch_size // (world_size * self.per_device_train_batch_size)
+
+    def batch_problems(self, world_size: int) -> Iterator[Problem]:
+        """Whether `train_batch_size` can be shared out, with the arithmetic and the nearest sizes that can."""
         per_pass = world_size * self.per_device_train_batch_size
-        if self.train_batch_size % per_pass:
+        if self.train_batch_size is not None and self.train_batch_size % per_pass:
             lower = self.train_batch_size // per_pass * per_pass
             valid = f"{lower} or {lower + per_pass}" if lower else f"{per_pass}"
             rule = (
                 f"be a multiple of {per_pass} = {world_size} processes × "
                 f"{self.per_device_train_batch_size} per_device_train_batch_size"
             )
-            raise SettingsError(Problem("train_batch_size", self.train_batch_size, rule, f"Take {valid}."))
-        return self.train_batch_size // per_pass
+            yield Problem("train_batch_size", self.train_batch_size, rule, f"Take {valid}.")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `arguments.json` holds them."""
@@ -241,13 +247,17 @@ class Args:
                 yield Problem(name, getattr(self, name), "come with an eval_file")
         yield from self._unknown_columns()
         yield from self._missing_files()
+        if self.deepspeed is not None and Path(self.deepspeed).is_file():
+            try:
+                read_deepspeed_config(self.deepspeed)
+            except SettingsError as error:
+                yield from error.problems
 
     def _unknown_columns(self) -> Iterator[Problem]:
         known = ("messages", "prompt", "response")
-        for name in self.columns:
-            if name not in known:
-                rule = f"be one of {', '.join(known)}"
-                yield Problem("a key of columns", name, rule, "Write {our name: your name}.")
+        if not set(self.columns) <= set(known):
+            rule = f"have no keys but {', '.join(known)}"
+            yield Problem("columns", self.columns, rule, "Write {our name: your name}.")
 
     def _missing_files(self) -> Iterator[Problem]:
         for name in _FILES:
@@ -261,10 +271,13 @@ _FILES = ("model_name_or_path", "tokenizer_name", "chat_template_path", "train_f
 _BUNDLED = {"chat_template_path": ROOT / "sft" / "templates", "deepspeed": ROOT}
 
 
-def load_args(words: Sequence[str] | None = None, *, config: str | Path | None = None) -> Args:
+def load_args(
+    words: Sequence[str] | None = None, *, config: str | Path | None = None, world_size: int | None = None
+) -> Args:
     """The settings of a YAML file (`--config FILE` among the words, or `config`), overridden by the words.
 
     Paths are looked for from the working directory, then beside the settings file, then among what is bundled.
+    With a `world_size` the batch arithmetic is checked too.
 
     Raises:
         SettingsError: everything that is wrong, in one message, with file and line.
@@ -274,7 +287,9 @@ def load_args(words: Sequence[str] | None = None, *, config: str | Path | None =
     sources = [read_yaml(config)] if config is not None else []
     sources.append(parse_command_line(Args, remaining, ALIASES))
     folders = [Path(config).resolve().parent] if config is not None else []
-    return build(Args, *(_resolved(source, folders) for source in sources), aliases=ALIASES)
+    resolved = (_resolved(source, folders) for source in sources)
+    check = (lambda args: args.batch_problems(world_size)) if world_size is not None else (lambda _: ())
+    return build(Args, *resolved, aliases=ALIASES, check=check)
 
 
 def _take_config(words: list[str]) -> str | None:

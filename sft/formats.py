@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,9 +43,7 @@ def read_conversations(
     """
     conversations: list[Conversation] = []
     problems: list[str] = []
-    for row, source in _rows(name):
-        if max_rows is not None and len(conversations) + len(problems) >= max_rows:
-            break
+    for row, source in itertools.islice(_rows(name), max_rows):
         try:
             conversations.append(Conversation(_messages(row, columns or {}), source))
         except DataError as error:
@@ -75,8 +74,7 @@ def _messages(row: Any, columns: Mapping[str, str]) -> tuple[Message, ...]:
             f"it has the columns {found}. Map yours with columns: {{prompt: …, response: …}}."
         )
     for name in ("prompt", "response"):
-        if not isinstance(value[name], str):
-            raise DataError(f"`{columns.get(name, name)}` is a {type(value[name]).__name__}; it must be text.")
+        _require_text(f"`{columns.get(name, name)}`", value[name])
     return ({"role": "user", "content": value["prompt"]}, {"role": "assistant", "content": value["response"]})
 
 
@@ -86,12 +84,18 @@ def _checked_messages(messages: Any) -> tuple[Message, ...]:
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise DataError(f"messages[{index}] must be an object with a `role` that is text.")
-        if not isinstance(message.get("content"), str):
-            kind = type(message.get("content")).__name__
-            raise DataError(f"messages[{index}].content is a {kind}; it must be text.")
+        _require_text(f"messages[{index}].content", message.get("content"))
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError("no message has the role `assistant`: there is nothing to train on.")
     return tuple(messages)
+
+
+def _require_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise DataError(f"{name} is a {type(value).__name__}; it must be text.")
+    # JSON can write half of a surrogate pair ("\\ud83d"); it is no character, and no tokenizer takes it.
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{name} holds half of a surrogate pair, which is no character; it must be Unicode text.")
 
 
 def _rows(name: str) -> Iterator[tuple[Any, str]]:
@@ -127,6 +131,8 @@ def _parsed(data: bytes, source: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{source}: not valid JSON at {where}: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise DataError(f"{source}: JSON that cannot be read: {error}.") from error
 
 
 def _dataset_rows(name: str) -> Iterator[tuple[Any, str]]:

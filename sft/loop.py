@@ -127,6 +127,7 @@ def train(
         is_best = False
         if eval_data is not None and (step % plan.eval_every == 0 or step == plan.num_steps):
             eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world)
+            require_finite("eval_loss", eval_loss)
             state, is_best = after_evaluation(state, eval_loss)
             history.log_eval(
                 {

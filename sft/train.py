@@ -46,8 +46,8 @@ def main(words: Sequence[str]) -> int:
         return 0
     check_only = "--check" in words
     try:
-        args = load_args([word for word in words if word != "--check"])
-        args.accumulation_steps(int(os.environ.get("WORLD_SIZE", "1")))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        args = load_args([word for word in words if word != "--check"], world_size=world_size)
         if not check_only:
             train_with(args)
     except (SettingsError, SftError) as error:
@@ -69,10 +69,14 @@ def run_training(config: str | Path | None = None, **overrides: Any) -> Path:
         SettingsError: the settings are wrong; nothing was loaded.
         SftError: the run ended for a reason that has an exit code of its own.
     """
-    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in overrides.items()]
+    words = [f"--{name}={_word(value)}" for name, value in overrides.items()]
     args = load_args(words, config=config)
     train_with(args)
     return Path(args.output_dir)
+
+
+def _word(value: Any) -> str:
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)
 
 
 def train_with(args: Args) -> None:
@@ -159,7 +163,8 @@ def build_engine(
         return built
 
     if args.deepspeed is not None:
-        from sft.deepspeed_engine import DeepSpeedEngine, complete_config, partitioned_loading, read_deepspeed_config
+        from sft.deepspeed_config import read_deepspeed_config
+        from sft.deepspeed_engine import DeepSpeedEngine, complete_config, partitioned_loading
 
         accumulation = args.accumulation_steps(world.size)
         config = read_deepspeed_config(args.deepspeed)

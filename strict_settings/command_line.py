@@ -39,6 +39,11 @@ def parse_command_line(cls: type, words: Sequence[str], aliases: Mapping[str, st
         if path in places:
             problems.append(Problem(f"--{option}", Described("given twice"), "be given once"))
             continue
+        beside = next((other for other in places if other[: len(path)] == path[: len(other)]), None)
+        if beside is not None:
+            what = Described(f"given beside --{'.'.join(beside)}")
+            problems.append(Problem(f"--{option}", what, "be given once", "Give the mapping or its parts, not both."))
+            continue
         places[path] = f"--{option}"
         try:
             _store(values, path, _parsed(text, fields[path], option))
@@ -112,7 +117,7 @@ def _parsed_collection(text: str, option: str) -> Any:
         return [scalars.resolve(part.strip()) for part in text.split(",")]
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise SettingsError(Problem(f"--{option}", text, "be JSON or YAML, as in {key: value} or [a, b]")) from error
     assert node is not None
     return _Reader(f"--{option}").value(node, ())

@@ -58,7 +58,12 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def build(cls: type[T], *sources: Source, aliases: Mapping[str, str] | None = None) -> T:
+def build(
+    cls: type[T],
+    *sources: Source,
+    aliases: Mapping[str, str] | None = None,
+    check: Callable[[T], Iterable[Problem]] = lambda _: (),
+) -> T:
     """An instance of `cls` from the sources; later sources win, value by value, also inside nested mappings.
 
     Args:
@@ -66,6 +71,7 @@ def build(cls: type[T], *sources: Source, aliases: Mapping[str, str] | None = No
             the Problems that concern several fields.
         sources: what was written, for example a file and then the command line.
         aliases: other spelling → field name, at the top level.
+        check: further problems of the instance, beside those that it tells by itself.
 
     Raises:
         SettingsError: all unknown keys, wrong types and broken rules of all sources.
@@ -76,7 +82,8 @@ def build(cls: type[T], *sources: Source, aliases: Mapping[str, str] | None = No
         _flatten(cls, source, source.values, (), aliases or {}, merged, problems)
     instance = _construct(cls, (), merged, problems)
     if not problems:
-        problems.extend(_placed(cross_check, merged) for cross_check in _cross_checks(instance))
+        found = [*_cross_checks(instance), *check(instance)]
+        problems.extend(_placed(problem, merged) for problem in found)
     if problems:
         raise SettingsError(problems)
     return instance
@@ -222,6 +229,8 @@ def _one_of(value: Any, choices: tuple[Any, ...], path: Path, source: Source) ->
 
 def _as_scalar(value: Any, kind: Any, path: Path, source: Source) -> Any:
     name = path[-1]
+    if dataclasses.is_dataclass(kind):
+        raise _wrong(value, "be a mapping", "Write {key: value}.", path, source)
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):

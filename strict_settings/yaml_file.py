@@ -13,6 +13,7 @@ from strict_settings.source import Path as ValuePath
 from strict_settings.source import Source
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
 MAX_VALUES = 20_000
 """Aliases are expanded while reading; this bounds what a file of nested aliases can grow to."""
 _STANDARD_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
@@ -67,6 +68,8 @@ def _read_text(path: Path) -> str:
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise SettingsError(Problem("the nesting", Described("too deep"), "be flatter", where=name)) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -92,6 +95,8 @@ class _Reader:
             raise SettingsError(
                 Problem("the number of values", Described(f"over {MAX_VALUES}"), "be smaller", where=where)
             )
+        if len(path) > MAX_DEPTH:
+            raise SettingsError(Problem("the nesting", Described(f"over {MAX_DEPTH} levels"), "be flatter", where=where))
         if node.tag not in _STANDARD_TAGS | _YAML_1_1_TAGS:
             raise SettingsError(Problem("the tag", node.tag, "not be given", "Write plain YAML values.", where))
         if isinstance(node, yaml.MappingNode):
@@ -108,7 +113,8 @@ class _Reader:
             where = self._place(key_node)
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or not isinstance(key, str) or key == "<<":
-                raise SettingsError(Problem("a key", key, "be a plain word", where=where))
+                shown = key if isinstance(key, str) else Described("a list or a mapping")
+                raise SettingsError(Problem("a key", shown, "be a plain word", where=where))
             dotted = ".".join((*path, key))
             if key in result:
                 first = self.places[(*path, key)]
