@@ -41,10 +41,12 @@ class Lines:
         self._rest = b""
 
     def feed(self, added: bytes) -> Iterator[str]:
+        """The lines that are whole with what was added."""
         *lines, self._rest = (self._rest + added).split(b"\n")
         return (self._text(line) for line in lines)
 
     def flush(self) -> Iterator[str]:
+        """What is left without a line's end."""
         rest, self._rest = self._rest, b""
         if rest:
             yield self._text(rest)

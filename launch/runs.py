@@ -27,6 +27,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The run's name, as submitted."""
         return str(self.job.get("name", self.path.name))
 
     @property

@@ -93,7 +93,7 @@ def _checked_messages(messages: Any) -> tuple[Message, ...]:
 def _require_text(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise DataError(f"{name} is a {type(value).__name__}; it must be text.")
-    # JSON can write half of a surrogate pair ("\\ud83d"); it is no character, and no tokenizer takes it.
+    # JSON can write half of a surrogate pair ("\ud83d"); it is no character, and no tokenizer takes it.
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise DataError(f"{name} holds half of a surrogate pair, which is no character; it must be Unicode text.")
 
@@ -112,7 +112,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[Any, str]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield _parsed(line, f"{path}:{number}"), f"{path}:{number}"
+                yield _parsed(line.rstrip(), f"{path}:{number}"), f"{path}:{number}"
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:

@@ -68,7 +68,9 @@ def build_model(args: Args, tokenizer: Any) -> BuiltModel:
     _fit_vocabulary(model, tokenizer, args)
     model.config.use_cache = False
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Named anew in transformers 5.2x; 5.17 knows only the old name.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
     if args.lora.enabled:
         model = _with_adapters(model, args)
     return BuiltModel(model, save_dtype)

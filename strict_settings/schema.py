@@ -160,6 +160,9 @@ def _construct(cls: type[T], path: Path, merged: Mapping[Path, tuple[Any, Source
         here = (*path, field.name)
         nested = _dataclass_in(plain_hints[field.name])
         given = merged.get(here)
+        is_required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if is_required:
+            arguments[field.name] = None
         if nested and given is not None and isinstance(given[0], Mapping):
             arguments[field.name] = _construct(nested, here, merged, problems)
         elif given is not None:
@@ -167,8 +170,7 @@ def _construct(cls: type[T], path: Path, merged: Mapping[Path, tuple[Any, Source
                 arguments[field.name] = _converted(given[0], hints[field.name], here, given[1])
             except SettingsError as error:
                 problems.extend(error.problems)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            arguments[field.name] = None
+        elif is_required:
             problems.append(Problem(".".join(here), None, "be given"))
     return cls(**arguments)
 

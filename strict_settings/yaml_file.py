@@ -96,7 +96,8 @@ class _Reader:
                 Problem("the number of values", Described(f"over {MAX_VALUES}"), "be smaller", where=where)
             )
         if len(path) > MAX_DEPTH:
-            raise SettingsError(Problem("the nesting", Described(f"over {MAX_DEPTH} levels"), "be flatter", where=where))
+            what = Described(f"over {MAX_DEPTH} levels")
+            raise SettingsError(Problem("the nesting", what, "be flatter", where=where))
         if node.tag not in _STANDARD_TAGS | _YAML_1_1_TAGS:
             raise SettingsError(Problem("the tag", node.tag, "not be given", "Write plain YAML values.", where))
         if isinstance(node, yaml.MappingNode):
