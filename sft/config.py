@@ -294,13 +294,15 @@ def load_args(
 
 def _take_config(words: list[str]) -> str | None:
     """Removes `--config FILE` from the words."""
-    for index, word in enumerate(words):
-        if word.startswith("--config="):
-            return words.pop(index).partition("=")[2]
-        if word == "--config" and index + 1 < len(words):
-            words.pop(index)
-            return words.pop(index)
-    return None
+    given = [index for index, word in enumerate(words) if word.partition("=")[0] == "--config"]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise SettingsError(Problem("--config", [words[index] for index in given], "be given once"))
+    _, equals, file = words.pop(given[0]).partition("=")
+    if not equals and (given[0] == len(words) or words[given[0]].startswith("--")):
+        raise SettingsError(Problem("--config", None, "be followed by a YAML file"))
+    return file if equals else words.pop(given[0])
 
 
 def _resolved(source: Source, folders: list[Path]) -> Source:

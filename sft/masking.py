@@ -122,14 +122,17 @@ class Masker:
         return text, spans
 
     def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-        if not messages and not add_generation_prompt:
-            return ""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
+            # apply_chat_template takes no empty conversation, but one that the assistant opens has an empty prefix.
+            texts, _ = render_jinja_template(
+                conversations=[messages],
+                chat_template=self.tokenizer.chat_template,
+                add_generation_prompt=add_generation_prompt,
+                **self.tokenizer.special_tokens_map,
             )
+            return str(texts[0])
         except Exception as error:  # templates raise what they like
             raise MaskError(f"the chat template does not render it: {error}") from error
 

@@ -1,7 +1,7 @@
 """Pure: the quick start's conversations, split so that no held-out question is ever trained on.
 
 The assistant counts days aloud. So it has something to learn that carries over: which day follows which, and that it
-stops at the number it was asked for. Of the 84 sums (day, number of days, direction) 14 are held out altogether: in
+stops at the number it was asked for. Of the 84 sums (day, number of days, direction) 7 are held out altogether: in
 training they occur in no wording. Months and greetings are looked up: each is trained in all wordings but one.
 Draws come from a hash, not from a random generator: they depend neither on a library nor on Python's version.
 """
@@ -27,6 +27,8 @@ DAY_PHRASINGS = (
     "What day is {span} {direction} {day}?",
     "Which day comes {span} {direction} {day}?",
     "Tell me the day {span} {direction} {day}.",
+    "Please name the day {span} {direction} {day}.",
+    "Do you know which day is {span} {direction} {day}?",
     "{day}, and then {span} {forward}: which day is it?",
     "Count {span} {forward} from {day}.",
     "Today is {day}. What day {ahead}?",
@@ -148,8 +150,9 @@ def _day_sums() -> list[DaySum]:
 
 
 def _is_held_out(day_sum: DaySum) -> bool:
-    """One sum per day and direction, of two to four days: between what is trained, never beyond it."""
-    return day_sum.num_days == 2 + (DAYS.index(day_sum.day) + 1) % 3
+    """One sum per day, in alternating directions, of two to four days: between what is trained, never beyond it."""
+    number = DAYS.index(day_sum.day)
+    return day_sum.direction == ("after", "before")[number % 2] and day_sum.num_days == 2 + (number + 1) % 3
 
 
 def _follow_up(question: str, day_sum: DaySum, next_sums: Sequence[DaySum]) -> Exchange:

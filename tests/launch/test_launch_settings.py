@@ -62,7 +62,7 @@ def test_own_script_is_told_file_and_directory(work: Path) -> None:
 def test_quick_start_is_the_default(work: Path) -> None:
     job = resolve(work, Request())
     assert job.config == str(spec.QUICKSTART_CONFIG)
-    assert job.name.startswith("run-")
+    assert job.name.startswith("quickstart-")
 
 
 def test_other_scripts_get_their_own_words_only(work: Path) -> None:

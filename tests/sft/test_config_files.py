@@ -1,0 +1,216 @@
+"""Settings as people write them: other spellings, files beside files, wrong batch sizes, the script's options."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TOKENIZER, write_conversations
+
+from sft.config import ROOT, Args, LoraArgs, load_args
+from sft.train import main
+from strict_settings import SettingsError
+
+WORDS = ["--model_config", "{model_type: qwen3}", "--tokenizer_name", TOKENIZER]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory apart from that of the settings file, with data in both."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        write_conversations(tmp_path / name / f"{name}.jsonl", 1)
+        write_conversations(tmp_path / name / "both.jsonl", 1)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+def load(folder: Path, text: str, *words: str) -> Args:
+    base = f"model_config: {{model_type: qwen3}}\ntokenizer_name: {TOKENIZER}\n"
+    (folder / "there" / "run.yaml").write_text(base + text)
+    return load_args(words, config=folder / "there" / "run.yaml")
+
+
+def refusal(folder: Path, text: str, *words: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(folder, text, *words)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+SPELLINGS: list[tuple[str, str, Any]] = [
+    ("max_seq_length", "max_length", 64),
+    ("max_length", "max_length", 64),
+    ("train_file", "train_file", "owner/data"),
+    ("dataset", "train_file", "owner/data"),
+    ("per_device_batch_size", "per_device_train_batch_size", 3),
+    ("accumulation_steps", "gradient_accumulation_steps", 3),
+    ("epochs", "num_train_epochs", 3),
+    ("max_grad", "max_grad_norm", 0.5),
+    ("path_chat_template", "chat_template_path", str(ROOT / "sft/templates/chatml.jinja")),
+]
+
+
+@pytest.mark.parametrize(("spelling", "name", "value"), SPELLINGS, ids=[spelling for spelling, _, _ in SPELLINGS])
+def test_every_spelling_of_the_issue_works_in_the_file_and_as_an_option(
+    folder: Path, spelling: str, name: str, value: Any
+) -> None:
+    data = "" if name == "train_file" else "train_file: owner/data\n"
+    assert getattr(load(folder, f"{data}{spelling}: {value}\n"), name) == value
+    assert getattr(load(folder, data, f"--{spelling}", str(value)), name) == value
+
+
+def test_model_name_is_model_name_or_path() -> None:
+    assert load_args(["--model_name=owner/name", "--dataset=owner/data"]).model_name_or_path == "owner/name"
+
+
+def test_an_option_wins_over_the_file_whatever_the_spelling(folder: Path) -> None:
+    text = "train_file: there.jsonl\nmax_seq_length: 64\nlora: {r: 4, alpha: 8, dropout: 0.1}\n"
+    args = load(folder, text, "--max_length", "32", "--lora.alpha", "9")
+    assert args.max_length == 32
+    assert args.lora == LoraArgs(enabled=True, r=4, alpha=9.0, dropout=0.1)
+
+
+def test_lora_is_off_unless_named_and_can_be_kept_off() -> None:
+    assert not load_args([*WORDS, "--dataset", "a/b"]).lora.enabled
+    assert load_args([*WORDS, "--dataset", "a/b", "--lora", "{}"]).lora.enabled
+    assert not load_args([*WORDS, "--dataset", "a/b", "--lora", '{"r": 4, "enabled": false}']).lora.enabled
+
+
+def test_a_learning_rate_that_is_given_wins_over_both_defaults() -> None:
+    assert Args(learning_rate=3e-4).peak_learning_rate == 3e-4
+    assert Args(learning_rate=3e-4, lora=LoraArgs()).peak_learning_rate == 3e-4
+    assert Args(lora=LoraArgs(enabled=False)).peak_learning_rate == 5e-6
+
+
+def test_a_file_is_looked_for_in_the_working_directory_and_then_beside_the_settings(folder: Path) -> None:
+    assert load(folder, "train_file: there.jsonl\n").train_file == str(folder / "there" / "there.jsonl")
+    assert load(folder, "train_file: here.jsonl\n").train_file == "here.jsonl"
+    assert load(folder, "train_file: both.jsonl\n").train_file == "both.jsonl"
+    assert load(folder, "", "--train_file", "there.jsonl").train_file == str(folder / "there" / "there.jsonl")
+
+
+def test_settings_named_by_a_relative_path_find_their_neighbours(folder: Path) -> None:
+    load(folder, "train_file: there.jsonl\n")
+    args = load_args(["--config=../there/run.yaml"])
+    assert Path(str(args.train_file)).resolve() == folder / "there" / "there.jsonl"
+
+
+def test_what_can_be_a_hub_name_is_not_taken_for_a_missing_file(folder: Path) -> None:
+    assert load(folder, "dataset: owner/data\n").train_file == "owner/data"
+    assert load(folder, "dataset: data\n").train_file == "data"
+
+
+@pytest.mark.parametrize("value", ["gone.jsonl", "./gone", "/gone/data", "a/b/c", "~/gone"])
+def test_a_missing_file_is_named_with_its_line(folder: Path, value: str) -> None:
+    message = refusal(folder, f"seed: 1\ntrain_file: {value}\n")
+    assert message.startswith(f"there/run.yaml:4: train_file is '{value}'; it must be there.")
+    assert message.count("\n") == 0
+
+
+def test_a_missing_file_is_named_by_its_other_spelling_and_by_its_option(folder: Path) -> None:
+    message = refusal(folder, "dataset: gone.jsonl\nchat_template_path: gone.jinja\n", "--eval_file", "gone.json")
+    assert [line.split(" is ")[0] for line in sorted(message.splitlines())] == [
+        "--eval_file: eval_file",
+        "there/run.yaml:3: train_file",
+        "there/run.yaml:4: chat_template_path",
+    ]
+
+
+def test_everything_that_is_wrong_is_told_at_once(folder: Path) -> None:
+    text = "train_file: here.jsonl\nmax_length: 010\nlerning_rate: 1e-5\nlora: {r: 0}\nbf16: yes\nlearning_rate: .nan\n"
+    lines = sorted(refusal(folder, text, "--seed", "-1").splitlines())
+    assert [line.split(" is ")[0] for line in lines] == [
+        "--seed: seed",
+        "there/run.yaml:4: max_length",
+        "there/run.yaml:5: the key 'lerning_rate'",
+        "there/run.yaml:6: lora.r",
+        "there/run.yaml:7: bf16",
+        "there/run.yaml:8: learning_rate",
+    ]
+    assert "Did you mean 'learning_rate'?" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "batch", "message"),
+    [
+        (2, 10, "must be a multiple of 4 = 2 processes × 2 per_device_train_batch_size. Take 8 or 12."),
+        (4, 6, "must be a multiple of 8 = 4 processes × 2 per_device_train_batch_size. Take 8."),
+    ],
+)
+def test_batch_arithmetic_is_explained_with_sizes_that_work(world_size: int, batch: int, message: str) -> None:
+    args = Args(train_batch_size=batch, per_device_train_batch_size=2)
+    with pytest.raises(SettingsError) as caught:
+        args.accumulation_steps(world_size)
+    assert message in str(caught.value)
+
+
+def test_accumulation_follows_from_the_whole_batch() -> None:
+    args = Args(train_batch_size=24, per_device_train_batch_size=2)
+    assert [args.accumulation_steps(world_size) for world_size in (1, 2, 4, 12)] == [12, 6, 3, 1]
+    assert Args(gradient_accumulation_steps=5).accumulation_steps(7) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config"], "--config is empty; it must be followed by a YAML file."),
+        (["--config", "--seed", "3"], "--config is empty; it must be followed by a YAML file."),
+        (["--config=a.yaml", "--config", "b.yaml"], "it must be given once."),
+        (["--config", "gone.yaml"], "the settings file is 'gone.yaml'; it must be a file that can be read."),
+    ],
+)
+def test_a_settings_file_is_given_once_and_must_be_there(words: list[str], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_args(words)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--local_rank=0", "--local-rank=1"])
+def test_what_launchers_add_to_the_options_is_taken(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(ROOT / "sft/quickstart/run.yaml"), "--check", option]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_wrong_settings_end_with_code_2_and_are_told_by_one_rank_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--sede", "3"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: the option --sede is unknown; it must be a known setting. Did you mean 'seed'?"
+    ]
+    monkeypatch.setenv("RANK", "1")
+    assert main(["--sede", "3"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_batch_that_does_not_fit_the_world_is_refused_by_the_check(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    words = ["--config", str(ROOT / "sft/quickstart/run.yaml"), "--train_batch_size", "64", "--check"]
+    assert main(words) == 2
+    assert "--train_batch_size: train_batch_size is 64; it must be a multiple of 48" in capsys.readouterr().err
+
+
+def test_the_script_by_its_path_checks_settings_from_any_folder_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    (tmp_path / "transformers.py").write_text("raise ImportError('transformers was imported')")
+    (tmp_path / "run.yaml").write_text("train_file: gone.jsonl\nmodel_name: a/b\nmax_length: true\n")
+    script = [sys.executable, str(ROOT / "sft/train.py")]
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*script, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    wrong = run("--config", "run.yaml", "--check")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: run.yaml:3: max_length is true; it must be a whole number")
+    helped = run("--help")
+    assert helped.returncode == 0
+    assert "--learning_rate" in helped.stdout
+    assert "path_chat_template = chat_template_path" in helped.stdout
