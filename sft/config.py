@@ -170,7 +170,7 @@ class Args:
     run_name: str | None = None
     """Name of the run; the launcher makes the run directory from it."""
     logging_steps: PositiveInt = 1
-    """Log every so many steps."""
+    """Log every so many steps, and the first and the last."""
     save_steps: Annotated[int, at_least(0)] = 500
     """Checkpoint every so many steps; 0: never."""
     save_total_limit: PositiveInt = 2

@@ -108,7 +108,7 @@ def train(
             num_trained_tokens=state.num_trained_tokens + int(num_trained_tokens),
             elapsed_s=now - started,
         )
-        if step % args.logging_steps == 0 or step == plan.num_steps:
+        if step % args.logging_steps == 0 or step in (1, plan.num_steps):
             history.log_step(
                 {
                     "step": step,

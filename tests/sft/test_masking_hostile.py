@@ -107,7 +107,7 @@ def test_a_generation_block_without_end_of_turn_trains_the_text_alone() -> None:
 
 
 def test_a_token_that_belongs_half_to_the_answer_is_refused() -> None:
-    """The vocabulary has a token for two spaces; the block begins in the middle of it."""
+    """The vocabulary has words with the space before them; here the block begins behind that space."""
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}x {% generation %}{{ m.content }}<|im_end|>"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"

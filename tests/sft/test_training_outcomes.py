@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,6 +232,34 @@ def test_from_python_values_of_every_kind_win_over_the_file(args: Args, tmp_path
     assert (folder / "adapter_model.safetensors").is_file()
     with pytest.raises(SettingsError, match="Did you mean 'learning_rate'"):
         run_training(tmp_path / "run.yaml", lerning_rate=1.0)
+
+
+def test_evaluation_runs_without_dropout_and_is_weighted_by_tokens() -> None:
+    from sft.loop import evaluate
+    from sft.world import World
+
+    model = torch.nn.Linear(1, 1).train()
+    seen = []
+
+    def token_losses(batch: SimpleNamespace) -> torch.Tensor:
+        seen.append(model.training)
+        return torch.tensor(float(batch.loss_sum))
+
+    class FakeData:
+        def __len__(self) -> int:
+            return 5
+
+        def batch(self, rows: list[int]) -> SimpleNamespace:
+            found = SimpleNamespace(loss_sum=10 * len(rows), num_trained_tokens=sum(row + 1 for row in rows))
+            found.to = lambda _: found
+            return found
+
+    engine: Any = SimpleNamespace(model=model, evaluate=token_losses)
+    data: Any = FakeData()
+    world = World(0, 0, 1, torch.device("cpu"))
+    assert evaluate(engine, data, Args(per_device_eval_batch_size=2), world) == (50 / 15, 15)
+    assert seen == [False, False, False]
+    assert model.training
 
 
 def test_the_batch_arithmetic_is_printed_before_the_first_step(args: Args, capsys: pytest.CaptureFixture[str]) -> None:
