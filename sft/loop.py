@@ -54,6 +54,9 @@ class Plan:
             "weight_decay",
             "adam_beta1",
             "adam_beta2",
+            "adam_epsilon",
+            "max_grad_norm",
+            "max_length",
         )
         return {
             "num_documents": self.num_documents,

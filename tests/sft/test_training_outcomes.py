@@ -40,8 +40,8 @@ def words(args: Args, **changes: object) -> list[str]:
 def test_the_log_counts_steps_epochs_and_tokens(args: Args) -> None:
     train_with(replace(args, max_steps=6, logging_steps=2, eval_file=args.train_file))
     train, evaluations, (summary,) = records(args, "train"), records(args, "eval"), records(args, "summary")
-    assert [record["step"] for record in train] == [2, 4, 6]
-    assert [record["epoch"] for record in train] == pytest.approx([2 / 3, 4 / 3, 2.0])
+    assert [record["step"] for record in train] == [1, 2, 4, 6]
+    assert [record["epoch"] for record in train] == pytest.approx([1 / 3, 2 / 3, 4 / 3, 2.0])
     assert [record["step"] for record in evaluations] == [3, 6]
     # Two epochs of all rows: the evaluation saw the same trained tokens once.
     assert train[-1]["num_trained_tokens"] == 2 * evaluations[0]["num_trained_tokens"]
