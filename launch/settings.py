@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -261,7 +262,9 @@ def _run_directory(draft: Draft, working_dir: Path) -> tuple[Path, str]:
     if draft.output_dir:
         path = Path(os.path.abspath(working_dir / draft.output_dir))
         return path, draft.run_name or path.name
-    stem = draft.run_name or (draft.config.stem if draft.config is not None else Path(settings.script or "").stem)
+    file_stem = draft.config.stem if draft.config is not None else Path(settings.script or "").stem
+    # A file may be called anything; a run_name that somebody chose is refused instead, where it can be no name.
+    stem = draft.run_name or re.sub(r"[^A-Za-z0-9_-]+", "-", file_stem).strip("-")[:60] or "run"
     name = base = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     while (runs / name).exists():

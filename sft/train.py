@@ -18,7 +18,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from sft.config import LAUNCHER_OPTIONS, Args, describe_settings, load_args
-from sft.errors import DataError, SftError
+from sft.errors import SftError
 from strict_settings import SettingsError
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ def main(words: Sequence[str]) -> int:
         if not check_only:
             train_with(args)
     except (SettingsError, SftError) as error:
-        # Every rank comes to the same refusal; one of them says it.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, SettingsError | DataError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        # On every rank: each has a log of its own, and any of them may be the one that is looked at.
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 
