@@ -131,7 +131,7 @@ def submit(arguments: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     spec = settings.resolve(draft, executor, working_dir)
     if executor == "slurm" and (problems := list(cluster.request_problems(spec, cluster.read_partitions()))):
-        raise SettingsError(problems)
+        raise SettingsError(draft.placed(problems))
     effects.check_script(spec, os.environ)
     plan = script.plan_text(spec, cluster.without_outer_job(os.environ))
     if arguments.dry_run:

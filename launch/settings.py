@@ -77,6 +77,12 @@ class Draft:
     output_dir: str | None
     name: str | None
     script_args: tuple[str, ...]
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Setting → where it was written: `run.yaml:7` or `--partition`."""
+
+    def placed(self, problems: list[Problem]) -> list[Problem]:
+        """The problems with the places of their settings."""
+        return [dataclasses.replace(problem, where=self.places.get(problem.field, "")) for problem in problems]
 
 
 def read(request: Request, working_dir: Path, home: Path) -> Draft:
@@ -118,7 +124,8 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
     settings = dataclasses.replace(settings, env={**settings.env, **env_words})
     if config is None and settings.script is None:
         config = specs.QUICKSTART_CONFIG
-    return Draft(settings, config, run_name, output_dir, request.name, request.script_args)
+    places = {key: source.where((key,)) for source in sources for key in source.values}
+    return Draft(settings, config, run_name, output_dir, request.name, request.script_args, places)
 
 
 def _profile_path(name: str, working_dir: Path, home: Path) -> Path:
