@@ -6,8 +6,7 @@ Names are those of transformers' TrainingArguments where they exist there; `ALIA
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,15 +15,10 @@ from sft.deepspeed_config import read_deepspeed_config
 from strict_settings import (
     Problem,
     SettingsError,
-    Source,
     above,
     at_least,
     at_most,
     below,
-    build,
-    field_docs,
-    parse_command_line,
-    read_yaml,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +42,9 @@ LAUNCHER_OPTIONS = ("--local_rank", "--local-rank")
 
 FULL_LEARNING_RATE = 5e-6
 LORA_LEARNING_RATE = 1e-4
+
+FILE_SETTINGS = ("model_name_or_path", "tokenizer_name", "chat_template_path", "train_file", "eval_file", "deepspeed")
+"""Settings that may name a file."""
 
 PositiveInt = Annotated[int, at_least(1)]
 
@@ -100,7 +97,41 @@ class Args:
     max_eval_samples: PositiveInt | None = None
     """Take only the first rows of `eval_file`."""
     max_length: Annotated[int, at_least(2)] = 2048
-    """Tokens per conversation; longer ones are cut at the end, and counted."""
+    """Tokens per document, and per row with `packing`; longer documents are truncated, and counted."""
+    truncation: Literal["right", "left", "drop"] = "right"
+    """What happens to longer documents: cut at the end, whole turns cut from the beginning, or dropped. A document of
+    which nothing trained remains is dropped, and counted."""
+    packing: bool = False
+    """Fill rows of `max_length` tokens with several documents each, which do not see each other."""
+    train_files: dict[str, Annotated[float, above(0)]] = field(default_factory=dict)
+    """Several sources instead of `train_file`: `{chat.jsonl: 1, math.jsonl: 2.5}`, each with how often its rows are
+    seen in an epoch."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read, rendered or masked ends the run before its first step, or is counted and skipped."""
+    max_bad_rows: Annotated[int, at_least(0)] = 100
+    """With `on_bad_row: skip`, end the run if there are more than this."""
+    dataset_num_proc: PositiveInt | None = None
+    """Processes that encode the conversations; by default one for every core that this rank may use."""
+    dataset_cache_dir: str | None = None
+    """Where encoded conversations are kept; by default `~/.cache/cleansft`."""
+
+    # Masks
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """What is trained: every assistant turn (those with `train: false` aside), the last one only, or every token."""
+    history: Literal["exact", "as_rendered"] = "exact"
+    """For templates that render earlier turns differently once later ones follow: a document of its own for each
+    affected turn, under the prompt that it has at inference; or the one render as it is."""
+    prompt_mismatch: Literal["as_rendered", "unroll", "refuse"] = "as_rendered"
+    """For turns that do not continue what the template gives as the generation prompt: train them as rendered, put
+    what is trained after the generation prompt, or refuse the row."""
+    special_tokens_in_data: Literal["escape", "error"] = "escape"
+    """Control strings such as `<|im_end|>` in what people wrote: keep them as text, or refuse the row."""
+    system_prompt: str | None = None
+    """Replaces the system message of every conversation; empty: removes it."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further variables for the chat template, for example `{enable_thinking: false}`."""
+    template_date: str | None = None
+    """The date, `YYYY-MM-DD`, that templates see which ask for today's; by default today's."""
 
     # Optimization
     num_train_epochs: Annotated[float, above(0)] = 1.0
@@ -260,84 +291,14 @@ class Args:
             yield Problem("columns", self.columns, rule, "Write {our name: your name}.")
 
     def _missing_files(self) -> Iterator[Problem]:
-        for name in _FILES:
+        for name in FILE_SETTINGS:
             value = getattr(self, name)
-            if value is not None and _looks_like_a_path(value) and not Path(value).exists():
+            if value is not None and looks_like_a_path(value) and not Path(value).exists():
                 remedy = "No such file, looked for from the working directory and beside the settings file."
                 yield Problem(name, value, "be there", remedy)
 
 
-_FILES = ("model_name_or_path", "tokenizer_name", "chat_template_path", "train_file", "eval_file", "deepspeed")
-_BUNDLED = {"chat_template_path": ROOT / "sft" / "templates", "deepspeed": ROOT}
-
-
-def load_args(
-    words: Sequence[str] | None = None, *, config: str | Path | None = None, world_size: int | None = None
-) -> Args:
-    """The settings of a YAML file (`--config FILE` among the words, or `config`), overridden by the words.
-
-    Paths are looked for from the working directory, then beside the settings file, then among what is bundled.
-    With a `world_size` the batch arithmetic is checked too.
-
-    Raises:
-        SettingsError: everything that is wrong, in one message, with file and line.
-    """
-    remaining = list(words or ())
-    config = _take_config(remaining) or config
-    sources = [read_yaml(config)] if config is not None else []
-    sources.append(parse_command_line(Args, remaining, ALIASES))
-    folders = [Path(config).resolve().parent] if config is not None else []
-    resolved = (_resolved(source, folders) for source in sources)
-    check = (lambda args: args.batch_problems(world_size)) if world_size is not None else (lambda _: ())
-    return build(Args, *resolved, aliases=ALIASES, check=check)
-
-
-def _take_config(words: list[str]) -> str | None:
-    """Removes `--config FILE` from the words."""
-    given = [index for index, word in enumerate(words) if word.partition("=")[0] == "--config"]
-    if not given:
-        return None
-    if len(given) > 1:
-        raise SettingsError(Problem("--config", [words[index] for index in given], "be given once"))
-    _, equals, file = words.pop(given[0]).partition("=")
-    if not equals and (given[0] == len(words) or words[given[0]].startswith("--")):
-        raise SettingsError(Problem("--config", None, "be followed by a YAML file"))
-    return file if equals else words.pop(given[0])
-
-
-def _resolved(source: Source, folders: list[Path]) -> Source:
-    """The source with its file names made findable from any working directory."""
-    values = dict(source.values)
-    for key, value in values.items():
-        name = ALIASES.get(key, key)
-        if name in _FILES and isinstance(value, str):
-            values[key] = _found(name, value, folders)
-    return dataclasses.replace(source, values=values)
-
-
-def _found(name: str, value: str, folders: list[Path]) -> str:
-    if Path(value).exists():
-        return value
-    bundled = [_BUNDLED[name]] if name in _BUNDLED else []
-    suffixes = ("", ".jinja") if name == "chat_template_path" else ("",)
-    for candidate in (folder / f"{value}{suffix}" for folder in [*folders, *bundled] for suffix in suffixes):
-        if candidate.exists():
-            return str(candidate)
-    return value
-
-
-def _looks_like_a_path(value: str) -> bool:
+def looks_like_a_path(value: str) -> bool:
     """True for what can be no hub name: those are `name` or `owner/name`, without a file's suffix."""
     suffixes = (".json", ".jsonl", ".jinja", ".yaml", ".yml", ".parquet", ".txt", ".csv")
     return value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(suffixes)
-
-
-def describe_settings() -> str:
-    """Every setting with its default and what it does, for --help."""
-    lines, docs = [], field_docs(Args)
-    for setting in dataclasses.fields(Args):
-        has_default = setting.default is not dataclasses.MISSING and setting.default is not None
-        shown = f" [{json.dumps(setting.default)}]" if has_default else ""
-        lines.append(f"  --{setting.name}{shown}\n      {docs[setting.name]}")
-    aliases = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
-    return "\n".join([*lines, "", f"other spellings: {aliases}"])

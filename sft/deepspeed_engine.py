@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sft.batching import Batch
 from sft.config import Args
-from sft.dataset import Batch
 from sft.engine import TensorKind, adamw_state, require_finite
 from sft.loss import sum_of_token_losses
 from sft.optimizer import set_learning_rate

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sft.dataset import Batch
+from sft.batching import Batch
 from sft.errors import NonFiniteError
 from sft.loss import sum_of_token_losses
 from sft.optimizer import set_learning_rate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ class Conversation:
     messages: tuple[Message, ...]
     source: str
     """`train.jsonl:17`, for messages to people."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Function schemas, as the template's `tools`."""
+    weights: tuple[float, ...] = ()
+    """Loss weight of each message's tokens, the row's own weight multiplied in; 0 for a turn that is not to be trained;
+    none: 1 for every message."""
+    format: str = "messages"
+    """Which form the row had: `messages`, `sharegpt`, `prompt/response`, …"""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """The row's own variables for the chat template."""
 
 
 def read_conversations(

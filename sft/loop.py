@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sft.batching import Batch
 from sft.checkpoint import Checkpoints, RunState
 from sft.config import Args
-from sft.dataset import Batch, ConversationDataset
+from sft.dataset import ConversationDataset
 from sft.engine import Engine, require_finite
 from sft.history import History
 from sft.optimizer import learning_rate_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sft.dataset import IGNORED_LABEL, Batch
+from sft.batching import IGNORED_LABEL, Batch
 
 
 def sum_of_token_losses(model: nn.Module, batch: Batch) -> Tensor:

@@ -10,10 +10,11 @@ which it does not hold is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
+from sft.config import Args
 from sft.errors import DataError
 from sft.formats import Conversation, Message
 
@@ -34,6 +35,10 @@ class Document:
     input_ids: list[int]
     trained: list[bool]
     """One per token: the loss is taken where the token is predicted."""
+    weights: list[float] | None = None
+    """One per token, where they are not all 1: what the token's loss is multiplied by. 0 where not trained."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about how the document was made, in words that are the same for like documents."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -44,14 +49,33 @@ class Document:
         return sum(self.trained[1:])
 
 
+@dataclass(frozen=True)
+class MaskOptions:
+    """The mask settings of `Args`, under the same names."""
+
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    history: Literal["exact", "as_rendered"] = "exact"
+    prompt_mismatch: Literal["as_rendered", "unroll", "refuse"] = "as_rendered"
+    special_tokens_in_data: Literal["escape", "error"] = "escape"
+    system_prompt: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_date: str | None = None
+
+    @classmethod
+    def of(cls, args: Args) -> MaskOptions:
+        """The options among all settings."""
+        return cls(**{option.name: getattr(args, option.name) for option in fields(cls)})
+
+
 class Masker:
     """Turns conversations into documents with one tokenizer and its chat template."""
 
-    def __init__(self, tokenizer: Any, pad_token_id: int = 0) -> None:
+    def __init__(self, tokenizer: Any, pad_token_id: int = 0, options: MaskOptions | None = None) -> None:
         """
         Args:
             tokenizer: a fast tokenizer of transformers with a chat template.
             pad_token_id: what batches of its documents are filled up with.
+            options: what is trained, and how.
 
         Raises:
             MaskError: the tokenizer has no chat template, or is a slow one, which does not tell where a token stands.
@@ -63,6 +87,7 @@ class Masker:
             raise MaskError("the tokenizer is a slow one; a fast tokenizer (tokenizer.json) is needed.")
         self.tokenizer = tokenizer
         self.pad_token_id = pad_token_id
+        self.options = options or MaskOptions()
         self.stop_token_ids: set[int] = set()
         """The tokens that ended a trained turn so far: where `generate` must stop."""
         self._has_markers = bool(_GENERATION_MARKER.search(tokenizer.chat_template))
@@ -84,6 +109,16 @@ class Masker:
         if not any(trained[1:]):
             raise MaskError("no token of the conversation would be trained.")
         return [Document(input_ids, trained)]
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[list[Document] | MaskError]:
+        """`documents` of many conversations, which is faster; a refused one gives its error in its place."""
+        results: list[list[Document] | MaskError] = []
+        for conversation in conversations:
+            try:
+                results.append(self.documents(conversation))
+            except MaskError as error:
+                results.append(error)
+        return results
 
     def _render_with_spans(self, messages: list[Message]) -> tuple[str, list[Span]]:
         if self._has_markers:

@@ -17,7 +17,8 @@ if __name__ == "__main__":
     # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from sft.config import LAUNCHER_OPTIONS, Args, describe_settings, load_args
+from sft.arguments import describe_settings, load_args
+from sft.config import LAUNCHER_OPTIONS, Args
 from sft.errors import SftError
 from strict_settings import SettingsError
 

@@ -69,7 +69,7 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
 
 
 def test_the_settings_of_the_readme_are_valid(tmp_path: Path) -> None:
-    from sft.config import load_args
+    from sft.arguments import load_args
 
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "run.yaml").write_text(block)

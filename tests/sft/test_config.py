@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tiny import TOKENIZER, write_conversations
 
-from sft.config import ALIASES, ROOT, Args, load_args
+from sft.arguments import load_args
+from sft.config import ALIASES, ROOT, Args
 from strict_settings import SettingsError, field_docs
 
 BASE = {"model_config": {"model_type": "qwen3"}, "tokenizer_name": TOKENIZER}

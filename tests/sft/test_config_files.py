@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tiny import TOKENIZER, write_conversations
 
-from sft.config import ROOT, Args, LoraArgs, load_args
+from sft.arguments import load_args
+from sft.config import ROOT, Args, LoraArgs
 from sft.train import main
 from strict_settings import SettingsError
 

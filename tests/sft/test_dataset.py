@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sft.dataset import IGNORED_LABEL, ConversationDataset, collate
+from sft.batching import IGNORED_LABEL, collate
+from sft.dataset import ConversationDataset
 from sft.errors import DataError
 from sft.formats import Conversation
 from sft.masking import Document, MaskError

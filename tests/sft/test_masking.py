@@ -102,7 +102,8 @@ def test_a_one_token_answer_in_front_trains_no_user_token() -> None:
 
 
 def test_padding_with_the_end_of_turn_hides_no_end_of_turn() -> None:
-    from sft.dataset import IGNORED_LABEL, ConversationDataset
+    from sft.batching import IGNORED_LABEL
+    from sft.dataset import ConversationDataset
 
     tokenizer = load(PLAIN)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sft.batching import collate
 from sft.config import Args, LoraArgs
-from sft.dataset import collate
 from sft.loss import sum_of_token_losses
 from sft.masking import Document
 from sft.optimizer import build_optimizer, learning_rate_at, set_learning_rate

@@ -1,0 +1,79 @@
+"""Where settings come from: the YAML file and the command line → validated `Args`. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft.config import ALIASES, FILE_SETTINGS, ROOT, Args
+from strict_settings import Problem, SettingsError, Source, build, field_docs, parse_command_line, read_yaml
+
+_BUNDLED = {"chat_template_path": ROOT / "sft" / "templates", "deepspeed": ROOT}
+
+
+def load_args(
+    words: Sequence[str] | None = None, *, config: str | Path | None = None, world_size: int | None = None
+) -> Args:
+    """The settings of a YAML file (`--config FILE` among the words, or `config`), overridden by the words.
+
+    Paths are looked for from the working directory, then beside the settings file, then among what is bundled.
+    With a `world_size` the batch arithmetic is checked too.
+
+    Raises:
+        SettingsError: everything that is wrong, in one message, with file and line.
+    """
+    remaining = list(words or ())
+    config = _take_config(remaining) or config
+    sources = [read_yaml(config)] if config is not None else []
+    sources.append(parse_command_line(Args, remaining, ALIASES))
+    folders = [Path(config).resolve().parent] if config is not None else []
+    resolved = (_resolved(source, folders) for source in sources)
+    check = (lambda args: args.batch_problems(world_size)) if world_size is not None else (lambda _: ())
+    return build(Args, *resolved, aliases=ALIASES, check=check)
+
+
+def _take_config(words: list[str]) -> str | None:
+    """Removes `--config FILE` from the words."""
+    given = [index for index, word in enumerate(words) if word.partition("=")[0] == "--config"]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise SettingsError(Problem("--config", [words[index] for index in given], "be given once"))
+    _, equals, file = words.pop(given[0]).partition("=")
+    if not equals and (given[0] == len(words) or words[given[0]].startswith("--")):
+        raise SettingsError(Problem("--config", None, "be followed by a YAML file"))
+    return file if equals else words.pop(given[0])
+
+
+def _resolved(source: Source, folders: list[Path]) -> Source:
+    """The source with its file names made findable from any working directory."""
+    values = dict(source.values)
+    for key, value in values.items():
+        name = ALIASES.get(key, key)
+        if name in FILE_SETTINGS and isinstance(value, str):
+            values[key] = _found(name, value, folders)
+    return dataclasses.replace(source, values=values)
+
+
+def _found(name: str, value: str, folders: list[Path]) -> str:
+    if Path(value).exists():
+        return value
+    bundled = [_BUNDLED[name]] if name in _BUNDLED else []
+    suffixes = ("", ".jinja") if name == "chat_template_path" else ("",)
+    for candidate in (folder / f"{value}{suffix}" for folder in [*folders, *bundled] for suffix in suffixes):
+        if candidate.exists():
+            return str(candidate)
+    return value
+
+
+def describe_settings() -> str:
+    """Every setting with its default and what it does, for --help."""
+    lines, docs = [], field_docs(Args)
+    for setting in dataclasses.fields(Args):
+        has_default = setting.default is not dataclasses.MISSING and setting.default is not None
+        shown = f" [{json.dumps(setting.default)}]" if has_default else ""
+        lines.append(f"  --{setting.name}{shown}\n      {docs[setting.name]}")
+    aliases = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
+    return "\n".join([*lines, "", f"other spellings: {aliases}"])
