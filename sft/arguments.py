@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.config import ALIASES, FILE_SETTINGS, ROOT, Args
+from sft.config import ALIASES, FILE_SETTINGS, ROOT, Args, found_file
 from strict_settings import Problem, SettingsError, Source, build, field_docs, parse_command_line, read_yaml
 
 _BUNDLED = {"chat_template_path": ROOT / "sft" / "templates", "deepspeed": ROOT}
@@ -54,16 +54,18 @@ def _resolved(source: Source, folders: list[Path]) -> Source:
         name = ALIASES.get(key, key)
         if name in FILE_SETTINGS and isinstance(value, str):
             values[key] = _found(name, value, folders)
+        if name == "train_files" and isinstance(value, dict):
+            values[key] = {_found(name, str(file), folders): times for file, times in value.items()}
     return dataclasses.replace(source, values=values)
 
 
 def _found(name: str, value: str, folders: list[Path]) -> str:
-    if Path(value).exists():
+    if found_file(value):
         return value
     bundled = [_BUNDLED[name]] if name in _BUNDLED else []
     suffixes = ("", ".jinja") if name == "chat_template_path" else ("",)
     for candidate in (folder / f"{value}{suffix}" for folder in [*folders, *bundled] for suffix in suffixes):
-        if candidate.exists():
+        if found_file(str(candidate)):
             return str(candidate)
     return value
 

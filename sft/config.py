@@ -6,6 +6,7 @@ Names are those of transformers' TrainingArguments where they exist there; `ALIA
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,13 @@ FULL_LEARNING_RATE = 5e-6
 LORA_LEARNING_RATE = 1e-4
 
 FILE_SETTINGS = ("model_name_or_path", "tokenizer_name", "chat_template_path", "train_file", "eval_file", "deepspeed")
-"""Settings that may name a file."""
+"""Settings that may name a file; so do the keys of `train_files`."""
+
+COLUMNS = (
+    "messages", "prompt", "response", "conversations", "completion", "question", "answer", "instruction", "input",
+    "output", "history", "system", "tools", "weight", "chat_template_kwargs",
+)  # fmt: skip
+"""Our names for the columns of a row (docs/data-formats.md)."""
 
 PositiveInt = Annotated[int, at_least(1)]
 
@@ -266,8 +273,10 @@ class Args:
             yield Problem("model_config", self.model_config, "name a model_type", "For example model_type: qwen3.")
         if self.model_config is not None and self.tokenizer_name is None:
             yield Problem("tokenizer_name", None, "be given together with model_config")
-        if self.train_file is None:
+        if self.train_file is None and not self.train_files:
             yield Problem("train_file", None, "be given", "Name a JSON or JSONL file of conversations.")
+        if self.train_file is not None and self.train_files:
+            yield Problem("train_file", self.train_file, "not be given with train_files", "Keep one of the two.")
         if self.deepspeed is not None and self.fsdp:
             yield Problem("fsdp", True, "be false with deepspeed", "Choose one of the two.")
         if self.train_batch_size is not None and self.gradient_accumulation_steps != 1:
@@ -285,20 +294,26 @@ class Args:
                 yield from error.problems
 
     def _unknown_columns(self) -> Iterator[Problem]:
-        known = ("messages", "prompt", "response")
-        if not set(self.columns) <= set(known):
-            rule = f"have no keys but {', '.join(known)}"
+        if not set(self.columns) <= set(COLUMNS):
+            rule = f"have no keys but {', '.join(COLUMNS)}"
             yield Problem("columns", self.columns, rule, "Write {our name: your name}.")
 
     def _missing_files(self) -> Iterator[Problem]:
-        for name in FILE_SETTINGS:
-            value = getattr(self, name)
-            if value is not None and looks_like_a_path(value) and not Path(value).exists():
+        named = [(name, getattr(self, name)) for name in FILE_SETTINGS]
+        for name, value in [*named, *(("train_files", name) for name in self.train_files)]:
+            if value is not None and looks_like_a_path(value) and not found_file(value):
                 remedy = "No such file, looked for from the working directory and beside the settings file."
                 yield Problem(name, value, "be there", remedy)
 
 
 def looks_like_a_path(value: str) -> bool:
     """True for what can be no hub name: those are `name` or `owner/name`, without a file's suffix."""
-    suffixes = (".json", ".jsonl", ".jinja", ".yaml", ".yml", ".parquet", ".txt", ".csv")
-    return value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(suffixes)
+    of_data = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst")
+    of_settings = (".jinja", ".yaml", ".yml")
+    return value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(of_data + of_settings)
+
+
+def found_file(value: str) -> Path | None:
+    """The file or folder of a setting, also where `@split` follows it; None if there is none."""
+    names = (value, value.rpartition("@")[0])
+    return next((Path(name) for name in names if os.path.exists(name)), None)  # an unreadable folder is no error here

@@ -15,6 +15,10 @@ class DataError(SftError):
     exit_code = 3
 
 
+class MaskError(DataError):
+    """A conversation whose trained part cannot be proven, or that the chat template does not render."""
+
+
 class StorageError(SftError):
     """The disk or the run directory does not take what is to be written."""
 

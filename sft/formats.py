@@ -1,20 +1,26 @@
-"""Rows of files → Conversation: the one type that everything behind it works on."""
+"""Rows of files → Conversation: the one type that everything behind it works on. Pure.
+
+Each row decides for itself which form it has; docs/data-formats.md lists the forms.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from sft.config import COLUMNS
 from sft.errors import DataError
+from sft.messages import check_text, check_texts, kind, parsed, read_message, read_tools, read_weight, shown
+from sft.rows import MAX_SHOWN_PROBLEMS
 
 Message = Mapping[str, Any]
 """One turn as chat templates take it: `{"role": …, "content": …}` and whatever else the template reads."""
 
-MAX_SHOWN_PROBLEMS = 10
+_RESERVED_KWARGS = ("messages", "tools", "add_generation_prompt", "chat_template", "tokenize", "return_tensors")
 
 
 @dataclass(frozen=True)
@@ -35,124 +41,269 @@ class Conversation:
     """The row's own variables for the chat template."""
 
 
+Turn = tuple[dict[str, Any], float | None]
+"""A message, and the weight that it states itself."""
+
+
+class Columns:
+    """What our columns are called in a source."""
+
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            names: our column → the source's, for those that have another name there.
+        """
+        self.mapped = dict(names or {})
+        self._ours = {ours: ours for ours in COLUMNS if ours not in self.mapped}
+        self._ours.update({name: ours for ours, name in self.mapped.items()})
+
+    def of(self, row: Mapping[str, Any]) -> _Row:
+        """The row's values that are not null, under our names."""
+        ours = self._ours
+        return _Row(row, self, {ours[key]: value for key, value in row.items() if key in ours and value is not None})
+
+    def name(self, ours: str) -> str:
+        """What the source calls one of our columns."""
+        return self.mapped.get(ours, ours)
+
+
+@dataclass(slots=True)
+class _Row:
+    row: Mapping[str, Any]
+    columns: Columns
+    given: Mapping[str, Any]
+    """Our columns that are not null."""
+
+    def name(self, ours: str) -> str:
+        return f"`{self.columns.name(ours)}`"
+
+    def text(self, ours: str) -> str:
+        value = self.given[ours]
+        if not isinstance(value, str):
+            raise DataError(f"{self.name(ours)} is {kind(value)}; it must be text.")
+        if not value.isascii():
+            check_text(value, self.name(ours))
+        return value
+
+
+_OUR_NAMES = Columns()
+
+
+def conversation(row: Any, source: str, columns: Columns = _OUR_NAMES) -> Conversation:
+    """The conversation of one row.
+
+    Args:
+        row: what the file holds at that place.
+        source: where that is.
+        columns: what the row calls our columns.
+
+    Raises:
+        DataError: the row is none, with the reason (without the source).
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"the row is {kind(row)}; it must be an object with named columns.")
+    try:
+        return _conversation(columns.of(row), source)
+    except RecursionError:
+        raise DataError("the row is nested too deeply.") from None
+
+
+def _conversation(row: _Row, source: str) -> Conversation:
+    form = _form(row)
+    turns = _FORMS[form](row)
+    if "system" in row.given:
+        turns = _with_system(row, turns)
+    messages = tuple([message for message, _ in turns])
+    weights = _weights(row, turns)
+    _check(messages, weights)
+    return Conversation(
+        messages,
+        source,
+        tools=read_tools(row.given["tools"]) if "tools" in row.given else (),
+        weights=weights,
+        format=_name(form, row),
+        template_kwargs=_template_kwargs(row) if "chat_template_kwargs" in row.given else {},
+    )
+
+
+def _form(row: _Row) -> tuple[str, ...]:
+    """The form of a row: the one that it has all columns of."""
+    complete = _complete_forms(frozenset(row.given))
+    if len(complete) > 1:  # what `columns` names is what is meant
+        complete = [form for form in complete if any(ours in row.columns.mapped for ours in form)] or complete
+    if len(complete) > 1:
+        found = " or ".join(f"`{'/'.join(map(row.columns.name, form))}`" for form in complete)
+        first = ", ".join(f"{ours}: {row.columns.name(ours)}" for ours in complete[0])
+        raise DataError(f"the row can be read as {found}; it must be one of them. Say which: columns: {{{first}}}.")
+    if not complete:
+        raise DataError(_why_no_form(row))
+    return complete[0]
+
+
+def _name(form: tuple[str, ...], row: _Row) -> str:
+    if len(form) == 2:
+        return "alpaca" if form[0] == "instruction" else "/".join(form)
+    turns = row.given[form[0]]
+    return "sharegpt" if isinstance(turns, list) and turns[0].get("from") is not None else "messages"
+
+
+@functools.lru_cache(maxsize=1000)
+def _complete_forms(given: frozenset[str]) -> list[tuple[str, ...]]:
+    return [form for form in _FORMS if given.issuperset(form)]
+
+
+def _why_no_form(row: _Row) -> str:
+    found = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in row.row.items()) or "none"
+    needed = {ours for form in _FORMS for ours in form}
+    mapped = row.columns.mapped.items()
+    if lost := [f"{ours}: {name}" for ours, name in mapped if ours in needed and name not in row.row]:
+        return f"columns says {{{', '.join(lost)}}}, which the row does not have; it has the columns {found}."
+    for form in _FORMS:
+        missing = [ours for ours in form if ours not in row.given]
+        if len(form) == 2 and len(missing) == 1 and row.columns.name(missing[0]) in row.row:
+            return f"{row.name(missing[0])} is null; it must be text."
+    if row.row.get("text") is not None:
+        return "the row has only a `text`, which does not say who speaks; it must hold turns. Split it into `messages`."
+    return (
+        "the row needs `messages`, or `prompt` and `response`, or another form of docs/data-formats.md; "
+        f"it has the columns {found}. Map yours with columns: {{prompt: …, response: …}}."
+    )
+
+
+def _turns(row: _Row, ours: str) -> list[Turn]:
+    value, name = row.given[ours], row.columns.name(ours)
+    value = parsed(value, f"`{name}`") if isinstance(value, str) else value
+    if not isinstance(value, list) or not value:
+        stated = "an empty list" if isinstance(value, list) else kind(value)
+        raise DataError(f"`{name}` is {stated}; `{name}` must be a list with at least one message.")
+    return [read_message(message, f"{name}[{index}]") for index, message in enumerate(value)]
+
+
+def _pair(row: _Row, question: str, answer: str) -> list[Turn]:
+    """The prompt is a user's text, or messages, whose assistant turns are trained only where they say so."""
+    asked = _turns(row, question) if isinstance(row.given[question], list) else [_said("user", row, question)]
+    answered = _turns(row, answer) if isinstance(row.given[answer], list) else [_said("assistant", row, answer)]
+    untrained = [(m, 0.0 if weight is None and m["role"] == "assistant" else weight) for m, weight in asked]
+    return untrained + answered
+
+
+def _said(role: str, row: _Row, ours: str) -> Turn:
+    return {"role": role, "content": row.text(ours)}, None
+
+
+def _alpaca(row: _Row) -> list[Turn]:
+    """`instruction` and `input`, an empty line between them, → `output`; earlier pairs in `history`."""
+    history = row.given.get("history") or []
+    history = parsed(history, row.name("history")) if isinstance(history, str) else history
+    is_pairs = isinstance(history, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
+    )
+    if not is_pairs:
+        raise DataError(f"{row.name('history')} is {kind(history)}; it must be a list of pairs [question, answer].")
+    check_texts(history, row.name("history"))
+    earlier: list[Turn] = [
+        ({"role": role, "content": text}, None)
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    parts = [row.text(ours) for ours in ("instruction", "input") if ours in row.given]
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    if not prompt:
+        raise DataError(f"{row.name('instruction')} is empty; it must hold text.")
+    return [*earlier, ({"role": "user", "content": prompt}, None), _said("assistant", row, "output")]
+
+
+_FORMS: dict[tuple[str, ...], Callable[[_Row], list[Turn]]] = {
+    ("messages",): lambda row: _turns(row, "messages"),
+    ("conversations",): lambda row: _turns(row, "conversations"),
+    ("prompt", "response"): lambda row: _pair(row, "prompt", "response"),
+    ("prompt", "completion"): lambda row: _pair(row, "prompt", "completion"),
+    ("question", "answer"): lambda row: _pair(row, "question", "answer"),
+    ("instruction", "output"): _alpaca,
+}
+"""The columns that a form must have → how its turns are read."""
+
+
+def _with_system(row: _Row, turns: list[Turn]) -> list[Turn]:
+    """The turns behind the system prompt of the row's `system` column; an empty one stays one."""
+    text = row.text("system")
+    if turns[0][0]["role"] == "system":
+        if text not in ("", turns[0][0]["content"]):
+            raise DataError(f"the row has {row.name('system')} and a first message with the role `system`. Keep one.")
+        return turns
+    return [({"role": "system", "content": text}, None), *turns]
+
+
+def _weights(row: _Row, turns: list[Turn]) -> tuple[float, ...]:
+    """The weight of each message; none if all are 1."""
+    of_row = read_weight({"weight": row.given["weight"]}, "") if "weight" in row.given else None
+    stated = [1.0 if weight is None else weight for _, weight in turns]
+    weights = tuple(stated if of_row is None else [weight * of_row for weight in stated])
+    if math.inf in weights:
+        raise DataError("the row's weight times a message's is too large a number.")
+    return () if weights.count(1.0) == len(weights) else weights
+
+
+def _check(messages: tuple[Message, ...], weights: tuple[float, ...]) -> None:
+    """What no chat template can make sense of, and what would train nothing or an empty answer."""
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise DataError("no message has the role `assistant`: there is nothing to train on.")
+    if weights and not any(weight for role, weight in zip(roles, weights, strict=True) if role == "assistant"):
+        raise DataError("every assistant turn has weight 0: there is nothing to train on. Take the row out.")
+    before = ""
+    for index, role in enumerate(roles):
+        if role == "assistant":
+            if not _says_something(messages[index]) and (not weights or weights[index]):
+                what = "only white space" if messages[index]["content"] else "empty"
+                raise DataError(
+                    f"messages[{index}] is an assistant turn that is {what}; it must hold text, reasoning or a call. "
+                    "Take it out, or give it weight 0."
+                )
+        elif role == "tool" and before not in ("assistant", "tool"):
+            raise DataError(f"messages[{index}] is a tool result; it must follow an assistant's turn, which called it.")
+        elif role == before == "system":
+            raise DataError(f"messages[{index}] is a second system message in a row. Join the two.")
+        before = role
+
+
+def _says_something(message: Message) -> bool:
+    texts = (message["content"], message.get("reasoning_content", ""))
+    return "tool_calls" in message or any(text and not text.isspace() for text in texts)
+
+
+def _template_kwargs(row: _Row) -> dict[str, Any]:
+    name, value = row.name("chat_template_kwargs"), row.given["chat_template_kwargs"] or {}
+    value = parsed(value, name) if isinstance(value, str) else value
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name} is {kind(value)}; it must be an object of the template's variables.")
+    if taken := [key for key in _RESERVED_KWARGS if key in value]:
+        raise DataError(f"{name} sets {shown(taken[0])}, which is the trainer's own. Take it out.")
+    check_texts(value, name)
+    return {key: item for key, item in value.items() if item is not None}
+
+
 def read_conversations(
     name: str, columns: Mapping[str, str] | None = None, max_rows: int | None = None
 ) -> list[Conversation]:
-    """The conversations of a JSON or JSONL file, or of what `datasets.load_dataset` takes.
-
-    Each row decides for itself: `{"messages": […]}` or `{"prompt", "response"}`.
-
-    Args:
-        name: a file, a folder, or a hub name.
-        columns: our column → the file's column.
-        max_rows: take only the first rows.
+    """All conversations of a source; `sft.sources.read_conversations` gives them one by one.
 
     Raises:
-        DataError: the rows that are neither, each with file and line; nothing is skipped in silence.
+        DataError: there are rows that are none, each with file and line.
     """
-    conversations: list[Conversation] = []
-    problems: list[str] = []
-    for row, source in itertools.islice(_rows(name), max_rows):
-        try:
-            conversations.append(Conversation(_messages(row, columns or {}), source))
-        except DataError as error:
-            problems.append(f"{source}: {error}")
-    if problems:
-        raise DataError(_summary(problems, len(conversations) + len(problems)))
-    if not conversations:
+    # By name, for the time being: sources stands above this module.
+    sources, rows = importlib.import_module("sft.sources"), importlib.import_module("sft.rows")
+    found: Iterator[Any] = sources.read_conversations(name, columns, max_rows)
+    conversations, bad_rows = [], rows.BadRows("error")
+    for item in found:
+        if isinstance(item, Conversation):
+            conversations.append(item)
+        else:
+            bad_rows.add(item)
+    if not conversations and not bad_rows.count:
         raise DataError(f"{name}: the file holds no row. Name a file with at least one conversation.")
+    bad_rows.finish(len(conversations) + bad_rows.count)
     return conversations
 
 
-def _summary(problems: list[str], num_rows: int) -> str:
-    more = len(problems) - MAX_SHOWN_PROBLEMS
-    lines = problems[:MAX_SHOWN_PROBLEMS] + ([f"… and {more} more"] if more > 0 else [])
-    return "\n".join([*lines, f"{len(problems)} of {num_rows} rows cannot be used."])
-
-
-def _messages(row: Any, columns: Mapping[str, str]) -> tuple[Message, ...]:
-    if not isinstance(row, Mapping):
-        raise DataError(f"the row is a {type(row).__name__}; it must be an object with named columns.")
-    value = {ours: row.get(columns.get(ours, ours)) for ours in ("messages", "prompt", "response")}
-    if value["messages"] is not None:
-        return _checked_messages(value["messages"])
-    if value["prompt"] is None or value["response"] is None:
-        found = ", ".join(str(key) for key in row) or "none"
-        raise DataError(
-            "the row needs `messages`, or `prompt` and `response`; "
-            f"it has the columns {found}. Map yours with columns: {{prompt: …, response: …}}."
-        )
-    for name in ("prompt", "response"):
-        _require_text(f"`{columns.get(name, name)}`", value[name])
-    return ({"role": "user", "content": value["prompt"]}, {"role": "assistant", "content": value["response"]})
-
-
-def _checked_messages(messages: Any) -> tuple[Message, ...]:
-    if not isinstance(messages, list) or not messages:
-        raise DataError("`messages` must be a list with at least one message.")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise DataError(f"messages[{index}] must be an object with a `role` that is text.")
-        _require_text(f"messages[{index}].content", message.get("content"))
-    if not any(message["role"] == "assistant" for message in messages):
-        raise DataError("no message has the role `assistant`: there is nothing to train on.")
-    return tuple(messages)
-
-
-def _require_text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise DataError(f"{name} is a {type(value).__name__}; it must be text.")
-    # JSON can write half of a surrogate pair ("\ud83d"); it is no character, and no tokenizer takes it.
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{name} holds half of a surrogate pair, which is no character; it must be Unicode text.")
-
-
-def _rows(name: str) -> Iterator[tuple[Any, str]]:
-    """(row, `file:line`) pairs."""
-    path = Path(name)
-    if path.is_file() and path.suffix == ".jsonl":
-        return _jsonl_rows(path)
-    if path.is_file() and path.suffix == ".json":
-        return _json_rows(path)
-    return _dataset_rows(name)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parsed(line.rstrip(), f"{path}:{number}"), f"{path}:{number}"
-
-
-def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    rows = _parsed(path.read_bytes(), str(path))
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: the file holds a {type(rows).__name__}; it must hold a list of rows.")
-    for index, row in enumerate(rows):
-        yield row, f"{path}[{index}]"
-
-
-def _parsed(data: bytes, source: str) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{source}: not valid JSON at {where}: {error.msg}.") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise DataError(f"{source}: JSON that cannot be read: {error}.") from error
-
-
-def _dataset_rows(name: str) -> Iterator[tuple[Any, str]]:
-    """Rows of a hub name or a folder, by the `datasets` library; `name@split` chooses another split than train."""
-    import datasets
-
-    repository, _, split = name.partition("@")
-    try:
-        rows: Iterable[Any] = datasets.load_dataset(repository, split=split or "train")
-    except Exception as error:  # the library raises many kinds; its own words are the best there are
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: neither a JSON or JSONL file nor a dataset that could be loaded: {reason}") from error
-    for index, row in enumerate(rows):
-        yield row, f"{name}[{index}]"
+__all__ = ["MAX_SHOWN_PROBLEMS", "Columns", "Conversation", "Message", "conversation", "read_conversations"]

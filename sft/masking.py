@@ -1,31 +1,26 @@
 """Conversation + chat template → token ids, and for each token whether it is trained.
 
 The ids are those of `tokenizer.apply_chat_template` on the same conversation. A token is trained if the model would
-have to write it: what the assistant said and the token that ends its turn. The spans come from the template's
-`{% generation %}` markers where it has them. Elsewhere they come from the prefix method, which holds only if every
-earlier part of the conversation renders to the beginning of the whole; that is checked, and a conversation for
-which it does not hold is refused.
+have to write it: what the assistant said, thought and called, and the token that ends its turn. Nothing is guessed:
+where it stands is proven (`sft.turns`), or the conversation is refused with the reason.
 """
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sft.config import Args
-from sft.errors import DataError
-from sft.formats import Conversation, Message
+from sft.errors import MaskError
+from sft.formats import Conversation
+from sft.templating import ChatTemplate
+from sft.tokenizing import TextTokenizer, Tokens
+from sft.tracking import OUTSIDE, codes_of, is_data, message_of
+from sft.turns import Rendition, Span, Turns
 
-_GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-Span = tuple[int, int]
-"""Start and end of a stretch of characters in the rendered text."""
-
-
-class MaskError(DataError):
-    """The trained part of a conversation could not be proven."""
+__all__ = ["Document", "MaskError", "MaskOptions", "Masker"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,9 @@ class Document:
     """One per token, where they are not all 1: what the token's loss is multiplied by. 0 where not trained."""
     notes: tuple[str, ...] = ()
     """What a person should know about how the document was made, in words that are the same for like documents."""
+
+    turn_starts: tuple[int, ...] = ()
+    """The first token of each message, its header included."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -70,12 +68,19 @@ class MaskOptions:
 class Masker:
     """Turns conversations into documents with one tokenizer and its chat template."""
 
-    def __init__(self, tokenizer: Any, pad_token_id: int = 0, options: MaskOptions | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        pad_token_id: int = 0,
+        options: MaskOptions | None = None,
+        stop_tokens: Sequence[str] = (),
+    ) -> None:
         """
         Args:
             tokenizer: a fast tokenizer of transformers with a chat template.
             pad_token_id: what batches of its documents are filled up with.
             options: what is trained, and how.
+            stop_tokens: tokens that end a turn for the model, beside the tokenizer's end-of-text token.
 
         Raises:
             MaskError: the tokenizer has no chat template, or is a slow one, which does not tell where a token stands.
@@ -83,6 +88,9 @@ class Masker:
         if not tokenizer.chat_template:
             remedy = "Give one with chat_template_path, for example chatml."
             raise MaskError(f"the tokenizer has no chat template. {remedy}")
+        if not isinstance(tokenizer.chat_template, str):
+            names = ", ".join(tokenizer.chat_template)
+            raise MaskError(f"the tokenizer has several chat templates ({names}). Choose one with chat_template_path.")
         if not tokenizer.is_fast:
             raise MaskError("the tokenizer is a slow one; a fast tokenizer (tokenizer.json) is needed.")
         self.tokenizer = tokenizer
@@ -90,25 +98,21 @@ class Masker:
         self.options = options or MaskOptions()
         self.stop_token_ids: set[int] = set()
         """The tokens that ended a trained turn so far: where `generate` must stop."""
-        self._has_markers = bool(_GENERATION_MARKER.search(tokenizer.chat_template))
-        self._special_ids = frozenset(tokenizer.all_special_ids) | {
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        variables = {**tokenizer.special_tokens_map, **self.options.template_kwargs}
+        self.template = ChatTemplate(tokenizer.chat_template, variables, self.options.template_date)
+        self._text = TextTokenizer(tokenizer, tokenizer.chat_template, stop_tokens)
+        self._turns = Turns(self.template, self._text.control)
 
     def documents(self, conversation: Conversation) -> list[Document]:
-        """The documents that train every assistant turn of the conversation; here always one.
+        """The documents that train the wanted turns of the conversation, each turn in exactly one of them.
 
         Raises:
-            MaskError: the template does not render the conversation, or the trained spans cannot be proven.
+            MaskError: the template does not render the conversation, or what is trained cannot be proven.
         """
-        text, spans = self._render_with_spans(list(conversation.messages))
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        input_ids = list(encoding["input_ids"])
-        trained = _covered(encoding["offset_mapping"], spans)
-        self._end_at_stop_token(input_ids, trained)
-        if not any(trained[1:]):
-            raise MaskError("no token of the conversation would be trained.")
-        return [Document(input_ids, trained)]
+        conversation = self._with_system_prompt(conversation)
+        weights = self._weights(conversation)
+        renditions = self._renditions(conversation, weights)
+        return [self._document(rendition, weights) for rendition in renditions]
 
     def encode(self, conversations: Sequence[Conversation]) -> list[list[Document] | MaskError]:
         """`documents` of many conversations, which is faster; a refused one gives its error in its place."""
@@ -120,87 +124,140 @@ class Masker:
                 results.append(error)
         return results
 
-    def _render_with_spans(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        if self._has_markers:
-            return self._spans_by_markers(messages)
-        return self._spans_by_prefix(messages)
+    def _with_system_prompt(self, conversation: Conversation) -> Conversation:
+        """The conversation with the system message of the settings, where they have one."""
+        prompt = self.options.system_prompt
+        if prompt is None:
+            return conversation
+        keep = [index for index, message in enumerate(conversation.messages) if message["role"] != "system"]
+        messages = [conversation.messages[index] for index in keep]
+        weights = [conversation.weights[index] for index in keep] if conversation.weights else []
+        if prompt:
+            messages.insert(0, {"role": "system", "content": prompt})
+            weights = [0.0, *weights] if weights else []
+        return replace(conversation, messages=tuple(messages), weights=tuple(weights))
 
-    def _spans_by_markers(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def _weights(self, conversation: Conversation) -> list[float]:
+        """The loss weight of each message; 0 for what is not trained."""
+        given = conversation.weights or (1.0,) * len(conversation.messages)
+        if self.options.train_on == "all":
+            return list(given)
+        weights = [
+            weight if message["role"] == "assistant" else 0.0
+            for weight, message in zip(given, conversation.messages, strict=True)
+        ]
+        if self.options.train_on == "last":
+            last = max((index for index, weight in enumerate(weights) if weight), default=-1)
+            weights = [weight if index == last else 0.0 for index, weight in enumerate(weights)]
+        return weights
 
-        try:
-            texts, spans = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.tokenizer.chat_template,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
+    def _renditions(self, conversation: Conversation, weights: Sequence[float]) -> list[Rendition]:
+        wanted = [index for index, weight in enumerate(weights) if weight]
+        if self.options.train_on == "all":
+            return [_everything(self.template, conversation)]
+        if not wanted:
+            raise MaskError("no turn of the conversation is to be trained.")
+        return self._turns.renditions(
+            conversation,
+            wanted,
+            exact_history=self.options.history == "exact",
+            mismatch=self.options.prompt_mismatch,
+        )
+
+    def _document(self, rendition: Rendition, weights: Sequence[float]) -> Document:
+        tokens, notes = self._tokens(rendition)
+        values = _token_weights(tokens.offsets, rendition, weights)
+        trained = [value > 0 for value in values]
+        if not any(trained[1:]):
+            raise MaskError("no token of the conversation would be trained.")
+        self._note_stops(tokens.ids, trained)
+        return Document(
+            tokens.ids,
+            trained,
+            values if any(value not in (0.0, 1.0) for value in values) else None,
+            (*rendition.notes, *notes),
+            _turn_starts(tokens.offsets, rendition.origins),
+        )
+
+    def _tokens(self, rendition: Rendition) -> tuple[Tokens, list[str]]:
+        """The text's tokens, and what there is to know of how they were made."""
+        notes = []
+        if self.template.has_asked_for_date and self.options.template_date is None:
+            notes.append("the template writes today's date; template_date pins it")
+        spans = [(span.start, span.end) for span in rendition.spans]
+        as_text = self._text.control_strings_in_data(rendition.text, rendition.origins, spans)
+        if not as_text:
+            return self._text.encode(rendition.text), notes
+        if self.options.special_tokens_in_data == "error":
+            where, what = message_of(rendition.origins[as_text[0].start()]), as_text[0].group()
+            raise MaskError(
+                f"messages[{where}].content holds {what!r}; it must hold no control string with "
+                "special_tokens_in_data: error. Remove it, or take escape."
             )
-        except Exception as error:  # templates raise what they like
-            raise MaskError(f"the chat template does not render it: {error}") from error
-        return texts[0], [(int(start), int(end)) for start, end in spans[0]]
+        notes.append("control strings in data are kept as text")
+        return self._text.encode_escaped(rendition.text, as_text), notes
 
-    def _spans_by_prefix(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        text = self._render(messages)
-        spans = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._render(messages[:index], add_generation_prompt=True)
-            through_turn = self._render(messages[: index + 1])
-            if not (through_turn.startswith(prompt) and text.startswith(through_turn)):
-                raise MaskError(
-                    f"messages[{index}]: the chat template renders what comes before this turn differently once "
-                    "the turn is there, so where the turn begins and ends cannot be told by its prefix. "
-                    "Use a template with {% generation %} markers."
-                )
-            spans.append((len(prompt), len(through_turn)))
-        return text, spans
-
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            # apply_chat_template takes no empty conversation, but one that the assistant opens has an empty prefix.
-            texts, _ = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.tokenizer.chat_template,
-                add_generation_prompt=add_generation_prompt,
-                **self.tokenizer.special_tokens_map,
-            )
-            return str(texts[0])
-        except Exception as error:  # templates raise what they like
-            raise MaskError(f"the chat template does not render it: {error}") from error
-
-    def _end_at_stop_token(self, input_ids: list[int], trained: list[bool]) -> None:
-        """Untrains what follows the last special token of each trained stretch: the line break after the end of turn,
-        which the model never gets to write. A stretch without special tokens stays as it is."""
-        for start, end in _stretches(trained):
-            stops = [index for index in range(start, end) if input_ids[index] in self._special_ids]
-            if stops and not self.tokenizer.decode(input_ids[stops[-1] + 1 : end]).strip():
-                trained[stops[-1] + 1 : end] = [False] * (end - stops[-1] - 1)
-                self.stop_token_ids.add(input_ids[stops[-1]])
+    def _note_stops(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
+        """Remembers which tokens ended a trained stretch."""
+        ends = (
+            index
+            for index, flag in enumerate(trained)
+            if flag and (index + 1 == len(trained) or not trained[index + 1])
+        )
+        self.stop_token_ids.update(ids[index] for index in ends if ids[index] in self._text.control_ids)
 
 
-def _covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """For each token whether it lies in a span.
+def _everything(template: ChatTemplate, conversation: Conversation) -> Rendition:
+    """The whole render, every character of it trained."""
+    traced = template.trace(conversation.messages, conversation.tools, variables=conversation.template_kwargs)
+    origins = traced.origins
+    edges = [i for i in range(len(origins)) if i == 0 or message_of(origins[i]) != message_of(origins[i - 1])]
+    spans = (
+        Span(start, end, message_of(origins[start]))
+        for start, end in zip(edges, [*edges[1:], len(origins)], strict=True)
+    )
+    return Rendition(str.__str__(traced), origins, tuple(spans), (), len(conversation.messages))
+
+
+def _token_weights(offsets: Sequence[tuple[int, int]], rendition: Rendition, weights: Sequence[float]) -> list[float]:
+    """For each token its loss weight: that of the turn in whose span it lies, 0 outside.
+
+    A token that reaches over a span's edge, as the tokenizer joins what stands on both sides, belongs to the side
+    that says something; white space alone does not.
 
     Raises:
-        MaskError: a token reaches over a span's edge: part of it would be trained and part not.
+        MaskError: it joins what two messages say.
     """
-    trained = []
-    for start, end in offsets:
-        inside = any(begin <= start and end <= stop and start < end for begin, stop in spans)
-        if not inside and any(start < stop and begin < end for begin, stop in spans):
-            raise MaskError(f"the token at characters {start}–{end} reaches over the edge of an assistant's turn.")
-        trained.append(inside)
-    return trained
+    values = [0.0] * len(offsets)
+    spans = iter(rendition.spans)
+    span = next(spans, None)
+    for index, (start, end) in enumerate(offsets):
+        while span is not None and start >= span.end:
+            span = next(spans, None)
+        if span is None:
+            break
+        if end <= span.start:
+            continue
+        if start < span.start or end > span.end:
+            inside = rendition.text[max(start, span.start) : min(end, span.end)]
+            if not inside.strip():
+                continue
+            outside = rendition.origins[start : span.start] + rendition.origins[span.end : end]
+            if any(is_data(code) and message_of(code) != span.message for code in outside):
+                raise MaskError(
+                    f"messages[{span.message}]: the tokenizer joins the turn with what another message says "
+                    f"in one token ({rendition.text[start:end]!r})."
+                )
+        values[index] = weights[span.message] if span.message >= 0 else 1.0
+    return values
 
 
-def _stretches(flags: Sequence[bool]) -> list[Span]:
-    """Start and end (exclusive) of each run of True."""
-    edges = [
-        index
-        for index in range(len(flags) + 1)
-        if (index < len(flags) and flags[index]) != (index > 0 and flags[index - 1])
-    ]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+def _turn_starts(offsets: Sequence[tuple[int, int]], origins: str) -> tuple[int, ...]:
+    """The first token of each message, its header included."""
+    found = sorted(
+        position
+        for message in {message_of(code) for code in set(origins)} - {OUTSIDE}
+        if (position := min((at for code in codes_of(message) if (at := origins.find(code)) >= 0), default=-1)) >= 0
+    )
+    starts = [start for start, _ in offsets]
+    return tuple(sorted({bisect_left(starts, position) for position in found}))

@@ -20,7 +20,11 @@ LAYERS = {
         "deepspeed_config",
         "config",
         "arguments",
-        "world formats sharding storage",
+        "strict_json rows",
+        "messages",
+        "world formats sharding storage text_rows",
+        "table_rows",
+        "sources",
         "masking model optimizer history",
         "batching",
         "dataset",
@@ -104,7 +108,7 @@ def test_a_package_never_imports(package: str, name: str) -> None:
     [
         ("submitit", "launch/cluster.py"),
         ("deepspeed", "sft/deepspeed_engine.py"),
-        ("datasets", "sft/formats.py"),
+        ("datasets", "sft/table_rows.py"),
         ("yaml", None),
     ],
 )

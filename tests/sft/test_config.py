@@ -78,7 +78,7 @@ def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
         ({"model_name_or_path": "x/y"}, "model_name_or_path is 'x/y'; it must be given, or model_config, and not both"),
         ({"fsdp": True, "deepspeed": "ds_configs/zero1.json"}, "fsdp is true; it must be false with deepspeed"),
         ({"early_stopping_patience": 2}, "it must come with an eval_file"),
-        ({"columns": {"question": "q"}}, r"columns is .*; it must have no keys but messages, prompt, response"),
+        ({"columns": {"questoin": "q"}}, r"columns is .*; it must have no keys but messages, prompt, response"),
         ({"train_batch_size": 8, "gradient_accumulation_steps": 2}, "it must not be given with train_batch_size"),
         ({"tokenizer_name": None}, "tokenizer_name is empty; it must be given together with model_config"),
     ],

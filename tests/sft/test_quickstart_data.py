@@ -173,7 +173,7 @@ def test_conversations_fit_the_model(tokenizer: Any, train: list[Messages], held
     [
         ({"role": "critic", "content": "No."}, "role is critic; it must be"),
         ({"role": "assistant", "content": None}, "is not text; it must be a string"),
-        ({"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, "tool_calls is set"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, "a tool call has no function"),
     ],
 )
 def test_the_template_refuses_what_it_cannot_render(tokenizer: Any, message: dict[str, Any], reason: str) -> None:

@@ -1,0 +1,131 @@
+"""Text → token ids, exactly as the tokenizer's own, with control strings in data kept as text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+
+from sft.errors import MaskError
+from sft.tracking import is_data
+from sft.turns import ControlTokens
+
+_FIRST_STAND_IN = 0x10F000
+"""Stand-ins for control tokens are characters of a private-use plane, one for each."""
+
+CharacterSpan = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids, and the characters of the text that each covers."""
+
+    ids: list[int]
+    offsets: list[CharacterSpan]
+
+
+class TextTokenizer:
+    """The part of a tokenizer that turns rendered text into ids."""
+
+    def __init__(self, tokenizer: Any, template: str, more_ends: Sequence[str] = ()) -> None:
+        """
+        Args:
+            tokenizer: a fast tokenizer of transformers.
+            template: its chat template, whose control tokens count as such even where the tokenizer does not say so.
+            more_ends: tokens that end a turn beside the tokenizer's end-of-text token.
+        """
+        self.backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        added = tokenizer.added_tokens_decoder
+        self._added = {token.content: token_id for token_id, token in added.items()}
+        special = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+        in_template = {text for text in self._added if text in template and not text.isspace()}
+        frame = {text for text in tokenizer.special_tokens_map.values() if isinstance(text, str)}
+        self.control = _control_tokens(special | in_template, frame, {str(tokenizer.eos_token), *more_ends})
+        self.control_ids = frozenset(self._added[text] for text in special | in_template if text in self._added)
+        self._escaping: tuple[tokenizers.Tokenizer, dict[int, int]] | None = None
+
+    def encode(self, text: str) -> Tokens:
+        """The ids that `tokenizer(text, add_special_tokens=False)` gives."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return Tokens(encoding.ids, encoding.offsets)
+
+    def control_strings_in_data(
+        self, text: str, origins: str, is_trained: Sequence[CharacterSpan]
+    ) -> list[re.Match[str]]:
+        """Where data holds what would become a control token; tags are at home in what an assistant says."""
+        found = []
+        for match in self.control.pattern.finditer(text):
+            if not any(is_data(code) for code in origins[match.start() : match.end()]):
+                continue
+            in_turn = any(start <= match.start() and match.end() <= end for start, end in is_trained)
+            if not (in_turn and match.group() in self.control.tags):
+                found.append(match)
+        return found
+
+    def encode_escaped(self, text: str, as_text: Sequence[re.Match[str]]) -> Tokens:
+        """The ids with some control strings kept as text.
+
+        The control tokens that are meant are replaced by stand-ins, which a copy of the tokenizer knows instead of
+        them: so everything else is tokenized in the very context that it has in the text.
+
+        Raises:
+            MaskError: the tokenizer makes a control token of the string by other means too.
+        """
+        backend, real_ids = self._escaping_backend()
+        if any(ord(character) >= _FIRST_STAND_IN for character in text):
+            raise MaskError("the text holds control strings and characters of the last private-use plane.")
+        kept = {match.start() for match in as_text}
+        pieces: list[str] = []
+        starts: list[int] = []  # for each character of the new text, where it stands in the old one
+        position = 0
+        for match in self.control.pattern.finditer(text):
+            if match.start() in kept:
+                continue
+            pieces += [text[position : match.start()], self._stand_in(match.group())]
+            starts += [*range(position, match.start()), match.start()]
+            position = match.end()
+        pieces.append(text[position:])
+        starts += [*range(position, len(text)), len(text)]
+        encoding = backend.encode("".join(pieces), add_special_tokens=False)
+        ids = [real_ids.get(token_id, token_id) for token_id in encoding.ids]
+        # A stand-in's end is where the next character begins.
+        offsets = [(starts[start], starts[end]) for start, end in encoding.offsets]
+        for token_id, (start, _) in zip(encoding.ids, offsets, strict=True):
+            if token_id in self.control_ids and start in kept:
+                raise MaskError("the tokenizer makes a control token of a control string that is to stay text.")
+        return Tokens(ids, offsets)
+
+    def _stand_in(self, text: str) -> str:
+        return chr(_FIRST_STAND_IN + self._order[text])
+
+    def _escaping_backend(self) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+        """A copy of the tokenizer with stand-ins for the control tokens, and its ids of them → the true ones."""
+        if self._escaping is None:
+            spec = json.loads(self.backend.to_str())
+            self._order: dict[str, int] = {}
+            for token in spec["added_tokens"]:
+                if self._added.get(token["content"]) in self.control_ids:
+                    self._order[token["content"]] = len(self._order)
+                    token["content"] = self._stand_in(token["content"])
+            spec["post_processor"] = None
+            backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+            real_ids = {int(backend.token_to_id(self._stand_in(text)) or 0): self._added[text] for text in self._order}
+            self._escaping = backend, real_ids
+        return self._escaping
+
+
+def _control_tokens(texts: set[str], frame: set[str], ends: set[str]) -> ControlTokens:
+    ordered = sorted((text for text in texts if text), key=len, reverse=True)
+    # A pattern that never matches, for tokenizers without control tokens.
+    pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+    pairs = {text for text in texts if re.fullmatch(r"</?[\w:-]+>", text)}
+    tags = {
+        text for text in pairs - frame if {text.replace("</", "<"), text.replace("</", "<").replace("<", "</")} <= pairs
+    }
+    return ControlTokens(pattern, frozenset(ends & texts), frozenset(tags))
