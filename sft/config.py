@@ -94,11 +94,12 @@ class Args:
 
     # Data
     train_file: str | None = None
-    """Conversations to train on: a JSON or JSONL file, or what `datasets.load_dataset` takes."""
+    """Conversations to train on: a file (JSON, JSON Lines, CSV, Parquet, Arrow), a folder of such files or a hub name;
+    `name@split` chooses another split than train (docs/data-formats.md)."""
     eval_file: str | None = None
     """Held-out conversations, for the evaluation loss."""
     columns: dict[str, str] = field(default_factory=dict)
-    """What our columns are called in your files: `{prompt: question, response: answer}` or `{messages: dialog}`."""
+    """What our columns are called in your files: `{prompt: ask, response: reply}` or `{messages: dialog}`."""
     max_train_samples: PositiveInt | None = None
     """Take only the first rows of `train_file`."""
     max_eval_samples: PositiveInt | None = None
@@ -307,10 +308,11 @@ class Args:
 
 
 def looks_like_a_path(value: str) -> bool:
-    """True for what can be no hub name: those are `name` or `owner/name`, without a file's suffix."""
+    """True for what can be no hub name: those are `name` or `owner/name`, perhaps with `@split`, and no suffix."""
     of_data = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst")
     of_settings = (".jinja", ".yaml", ".yml")
-    return value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(of_data + of_settings)
+    name = value.rpartition("@")[0] or value
+    return value.startswith((".", "/", "~")) or value.count("/") > 1 or name.endswith(of_data + of_settings)
 
 
 def found_file(value: str) -> Path | None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from sft.config import COLUMNS
 from sft.errors import DataError
-from sft.messages import check_text, check_texts, kind, parsed, read_message, read_tools, read_weight, shown
+from sft.messages import read_message, read_tools, read_weight
 from sft.rows import MAX_SHOWN_PROBLEMS
+from sft.values import check_text, check_texts, kind, parsed, shown
 
 Message = Mapping[str, Any]
 """One turn as chat templates take it: `{"role": …, "content": …}` and whatever else the template reads."""
@@ -193,8 +194,8 @@ def _said(role: str, row: _Row, ours: str) -> Turn:
 
 def _alpaca(row: _Row) -> list[Turn]:
     """`instruction` and `input`, an empty line between them, → `output`; earlier pairs in `history`."""
-    history = row.given.get("history") or []
-    history = parsed(history, row.name("history")) if isinstance(history, str) else history
+    history = row.given.get("history", [])
+    history = parsed(history or "[]", row.name("history")) if isinstance(history, str) else history
     is_pairs = isinstance(history, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
     )
@@ -236,7 +237,7 @@ def _with_system(row: _Row, turns: list[Turn]) -> list[Turn]:
 
 def _weights(row: _Row, turns: list[Turn]) -> tuple[float, ...]:
     """The weight of each message; none if all are 1."""
-    of_row = read_weight({"weight": row.given["weight"]}, "") if "weight" in row.given else None
+    of_row = read_weight(row.given["weight"], row.name("weight")) if "weight" in row.given else None
     stated = [1.0 if weight is None else weight for _, weight in turns]
     weights = tuple(stated if of_row is None else [weight * of_row for weight in stated])
     if math.inf in weights:
@@ -273,8 +274,8 @@ def _says_something(message: Message) -> bool:
 
 
 def _template_kwargs(row: _Row) -> dict[str, Any]:
-    name, value = row.name("chat_template_kwargs"), row.given["chat_template_kwargs"] or {}
-    value = parsed(value, name) if isinstance(value, str) else value
+    name, value = row.name("chat_template_kwargs"), row.given["chat_template_kwargs"]
+    value = parsed(value or "{}", name) if isinstance(value, str) else value
     if not isinstance(value, Mapping):
         raise DataError(f"{name} is {kind(value)}; it must be an object of the template's variables.")
     if taken := [key for key in _RESERVED_KWARGS if key in value]:

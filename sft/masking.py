@@ -8,14 +8,19 @@ where it stands is proven (`sft.turns`), or the conversation is refused with the
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sft.config import Args
 from sft.errors import MaskError
 from sft.formats import Conversation
-from sft.templating import ChatTemplate
+from sft.plans import SAMPLE, Plan, form_of, plan_of
+from sft.templating import ChatTemplate, TemplateError
 from sft.tokenizing import TextTokenizer, Tokens
 from sft.tracking import OUTSIDE, codes_of, is_data, message_of
 from sft.turns import Rendition, Span, Turns
@@ -27,10 +32,10 @@ __all__ = ["Document", "MaskError", "MaskOptions", "Masker"]
 class Document:
     """One sequence of tokens to train on."""
 
-    input_ids: list[int]
-    trained: list[bool]
+    input_ids: Sequence[int] | NDArray[np.int32]
+    trained: Sequence[bool] | NDArray[np.bool_]
     """One per token: the loss is taken where the token is predicted."""
-    weights: list[float] | None = None
+    weights: Sequence[float] | NDArray[np.float32] | None = None
     """One per token, where they are not all 1: what the token's loss is multiplied by. 0 where not trained."""
     notes: tuple[str, ...] = ()
     """What a person should know about how the document was made, in words that are the same for like documents."""
@@ -63,6 +68,10 @@ class MaskOptions:
     def of(cls, args: Args) -> MaskOptions:
         """The options among all settings."""
         return cls(**{option.name: getattr(args, option.name) for option in fields(cls)})
+
+
+MAX_FORMS = 4096
+"""So many forms of conversations are remembered."""
 
 
 class Masker:
@@ -102,6 +111,10 @@ class Masker:
         self.template = ChatTemplate(tokenizer.chat_template, variables, self.options.template_date)
         self._text = TextTokenizer(tokenizer, tokenizer.chat_template, stop_tokens)
         self._turns = Turns(self.template, self._text.control)
+        self._is_control = np.zeros(self._text.vocabulary_size, dtype=bool)
+        self._is_control[list(self._text.control_ids)] = True
+        self._plans: dict[Hashable, list[Plan]] = {}
+        self._num_fitted: Counter[Hashable] = Counter()
 
     def documents(self, conversation: Conversation) -> list[Document]:
         """The documents that train the wanted turns of the conversation, each turn in exactly one of them.
@@ -111,18 +124,109 @@ class Masker:
         """
         conversation = self._with_system_prompt(conversation)
         weights = self._weights(conversation)
-        renditions = self._renditions(conversation, weights)
-        return [self._document(rendition, weights) for rendition in renditions]
+        try:
+            renditions = self._renditions(conversation, weights)
+        except TemplateError:
+            # Some templates need a content where only a tool is called.
+            filled = _with_content(conversation)
+            if filled is conversation:
+                raise
+            renditions = self._renditions(filled, weights)
+        replies = frozenset(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
+        documents = [self._document(rendition, weights, replies) for rendition in renditions]
+        self._keep_plans(conversation, weights, renditions, documents)
+        return documents
 
     def encode(self, conversations: Sequence[Conversation]) -> list[list[Document] | MaskError]:
         """`documents` of many conversations, which is faster; a refused one gives its error in its place."""
-        results: list[list[Document] | MaskError] = []
-        for conversation in conversations:
+        results: list[list[Document] | MaskError | None] = [None] * len(conversations)
+        planned: list[tuple[int, Plan, str, list[tuple[int, int, int]], list[float]]] = []
+        for index, conversation in enumerate(conversations):
+            fitted = self._fitted(conversation)
+            planned += [(index, *document) for document in fitted]
+        encodings = self._text.encode_batch([text for _, _, text, _, _ in planned])
+        for (index, plan, _, spans, weights), encoding in zip(planned, encodings, strict=True):
+            document = self._planned_document(plan, spans, weights, encoding)
+            made = results[index]
+            if document is None or isinstance(made, MaskError):
+                results[index] = MaskError("")  # the slow way tells
+            else:
+                results[index] = [*(made or []), document]
+        return [
+            made if made is not None and not isinstance(made, MaskError) else self._documents_or_error(conversation)
+            for made, conversation in zip(results, conversations, strict=True)
+        ]
+
+    def _keep_plans(
+        self,
+        conversation: Conversation,
+        weights: Sequence[float],
+        renditions: Sequence[Rendition],
+        documents: Sequence[Document],
+    ) -> None:
+        """Remembers how conversations of this form are made; a form that is not made alike every time is left alone."""
+        form = form_of(conversation, weights)
+        if form is None or self.options.train_on == "all" or len(self._plans) >= MAX_FORMS:
+            return
+        found = []
+        for rendition, document in zip(renditions, documents, strict=True):
+            num_control_tokens = int(self._is_control[np.asarray(document.input_ids)].sum())
+            plan = plan_of(rendition, conversation, document.notes, num_control_tokens)
+            if plan is not None:
+                found.append(plan)
+        if len(found) < len(renditions) or self._plans.setdefault(form, found) != found:
+            self._plans[form] = []
+
+    def _documents_or_error(self, conversation: Conversation) -> list[Document] | MaskError:
+        try:
+            return self.documents(conversation)
+        except MaskError as error:
+            return error
+
+    def _fitted(self, conversation: Conversation) -> list[tuple[Plan, str, list[tuple[int, int, int]], list[float]]]:
+        """The conversation's documents by the plans of its form; none if it has to take the slow way."""
+        conversation = self._with_system_prompt(conversation)
+        weights = self._weights(conversation)
+        form = form_of(conversation, weights)
+        plans = self._plans.get(form)
+        if form is None or not plans:
+            return []
+        self._num_fitted[form] += 1
+        if self._num_fitted[form] % SAMPLE == 0:
+            return []
+        found = []
+        for plan in plans:
+            text, spans = plan.fill(conversation)
             try:
-                results.append(self.documents(conversation))
-            except MaskError as error:
-                results.append(error)
-        return results
+                rendered = self.template.render(conversation.messages[: plan.num_messages])
+            except TemplateError:
+                return []
+            if rendered != text:
+                return []
+            found.append((plan, text, spans, weights))
+        return found
+
+    def _planned_document(
+        self, plan: Plan, spans: Sequence[tuple[int, int, int]], weights: Sequence[float], encoding: Any
+    ) -> Document | None:
+        """The document, with the mask that the plan says; None if a token reaches over an edge or data made a control
+        token."""
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if int(self._is_control[ids].sum()) != plan.num_control_tokens:
+            return None
+        values = np.zeros(len(ids), dtype=np.float32)
+        for start, end, message in spans:
+            first, last = _token_edge(encoding, start, len(ids)), _token_edge(encoding, end, len(ids))
+            if first is None or last is None:
+                return None
+            values[first:last] = weights[message]
+            if last > first and self._is_control[ids[last - 1]]:
+                self.stop_token_ids.add(int(ids[last - 1]))
+        trained = values > 0
+        if not trained[1:].any():
+            return None
+        is_weighted = any(weights[message] != 1.0 for _, _, message in spans)
+        return Document(ids, trained, values if is_weighted else None, plan.notes)
 
     def _with_system_prompt(self, conversation: Conversation) -> Conversation:
         """The conversation with the system message of the settings, where they have one."""
@@ -164,8 +268,8 @@ class Masker:
             mismatch=self.options.prompt_mismatch,
         )
 
-    def _document(self, rendition: Rendition, weights: Sequence[float]) -> Document:
-        tokens, notes = self._tokens(rendition)
+    def _document(self, rendition: Rendition, weights: Sequence[float], replies: frozenset[int]) -> Document:
+        tokens, notes = self._tokens(rendition, replies)
         values = _token_weights(tokens.offsets, rendition, weights)
         trained = [value > 0 for value in values]
         if not any(trained[1:]):
@@ -179,23 +283,29 @@ class Masker:
             _turn_starts(tokens.offsets, rendition.origins),
         )
 
-    def _tokens(self, rendition: Rendition) -> tuple[Tokens, list[str]]:
+    def _tokens(self, rendition: Rendition, replies: frozenset[int]) -> tuple[Tokens, list[str]]:
         """The text's tokens, and what there is to know of how they were made."""
         notes = []
         if self.template.has_asked_for_date and self.options.template_date is None:
             notes.append("the template writes today's date; template_date pins it")
-        spans = [(span.start, span.end) for span in rendition.spans]
-        as_text = self._text.control_strings_in_data(rendition.text, rendition.origins, spans)
-        if not as_text:
-            return self._text.encode(rendition.text), notes
-        if self.options.special_tokens_in_data == "error":
-            where, what = message_of(rendition.origins[as_text[0].start()]), as_text[0].group()
-            raise MaskError(
-                f"messages[{where}].content holds {what!r}; it must hold no control string with "
-                "special_tokens_in_data: error. Remove it, or take escape."
-            )
-        notes.append("control strings in data are kept as text")
-        return self._text.encode_escaped(rendition.text, as_text), notes
+        text, origins = rendition.text, rendition.origins
+        cut = rendition.prompt_length or 0
+        tokens, num_escaped = Tokens([], []), 0
+        for begin, end in ((0, cut), (cut, len(text))) if cut else ((0, len(text)),):
+            as_text = self._text.control_strings_in_data(text[begin:end], origins[begin:end], replies)
+            num_escaped += len(as_text)
+            if as_text and self.options.special_tokens_in_data == "error":
+                where, what = message_of(origins[begin + as_text[0].start()]), as_text[0].group()
+                raise MaskError(
+                    f"messages[{where}].content holds {what!r}; it must hold no control string with "
+                    "special_tokens_in_data: error. Remove it, or take escape."
+                )
+            part = self._text.encode(text[begin:end], as_text)
+            tokens.ids.extend(part.ids)
+            tokens.offsets.extend((begin + first, begin + last) for first, last in part.offsets)
+        if num_escaped:
+            notes.append("control strings in data are kept as text")
+        return tokens, notes
 
     def _note_stops(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
         """Remembers which tokens ended a trained stretch."""
@@ -205,6 +315,24 @@ class Masker:
             if flag and (index + 1 == len(trained) or not trained[index + 1])
         )
         self.stop_token_ids.update(ids[index] for index in ends if ids[index] in self._text.control_ids)
+
+
+def _token_edge(encoding: Any, position: int, num_tokens: int) -> int | None:
+    """The token that begins at a character; None if none does."""
+    token = encoding.char_to_token(position)
+    if token is None:
+        return num_tokens if num_tokens and encoding.token_to_chars(num_tokens - 1)[1] == position else None
+    return int(token) if encoding.token_to_chars(token)[0] == position else None
+
+
+def _with_content(conversation: Conversation) -> Conversation:
+    """The conversation with an empty content in messages without one."""
+    if all(message.get("content") is not None for message in conversation.messages):
+        return conversation
+    filled = (
+        {**message, "content": ""} if message.get("content") is None else message for message in conversation.messages
+    )
+    return replace(conversation, messages=tuple(filled))
 
 
 def _everything(template: ChatTemplate, conversation: Conversation) -> Rendition:

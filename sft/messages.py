@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sft import strict_json
 from sft.errors import DataError
+from sft.values import check_text, check_texts, kind, parsed, shown
 
 _CALL = "function_call"
 ROLES = {
-    **dict.fromkeys(("system",), "system"),
-    **dict.fromkeys(("developer",), "developer"),
+    "system": "system",
+    "developer": "developer",
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "bot", "model", "ai"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response", "ipython"), "tool"),
@@ -52,11 +52,12 @@ def read_message(value: Any, where: str) -> tuple[dict[str, Any], float | None]:
     """
     if not isinstance(value, Mapping):
         raise DataError(f"{where} is {kind(value)}; it must be an object with a `role` and a `content`.")
-    if len(value) == 2 and (plain := _plain(value)):  # what nearly all messages are
+    if len(value) == 2 and (plain := _plain(value, where)):  # what nearly all messages are
         return plain, None
     given = {key: item for key, item in value.items() if item is not None}
     role = _role(value, given, where)
-    key = "content" if "content" in given or "value" not in given else "value"
+    spelt = ("content", "value") if "from" not in given else ("value", "content")
+    key = next((key for key in spelt if key in given), spelt[0])
     content, reasoning, calls = given.get(key), _reasoning(given, where), _stated_calls(given, where)
     if role == _CALL:
         role, content, calls = "assistant", "", calls + read_calls(content, f"{where}.{key}")
@@ -83,11 +84,14 @@ def read_message(value: Any, where: str) -> tuple[dict[str, Any], float | None]:
     return {**message, **more}, _weight(given, where)
 
 
-def _plain(value: Mapping[str, Any]) -> dict[str, Any] | None:
+def _plain(value: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     """The message if it is nothing but a role of ours and text."""
     role, content = value.get("role"), value.get("content")
-    is_plain = isinstance(role, str) and role in _PLAIN_ROLES and isinstance(content, str) and content.isascii()
-    return {"role": role, "content": content} if is_plain else None
+    if not isinstance(role, str) or role not in _PLAIN_ROLES or not isinstance(content, str):
+        return None
+    if not content.isascii():
+        check_text(content, f"{where}.content")
+    return {"role": role, "content": content}
 
 
 def _role(value: Mapping[str, Any], given: Mapping[str, Any], where: str) -> str:
@@ -233,7 +237,10 @@ def _tool(value: Any, where: str) -> dict[str, Any]:
 
 
 def _weight(given: Mapping[str, Any], where: str) -> float | None:
-    weight = read_weight(given, f"{where}.")
+    stated = {key: read_weight(given[key], f"{where}.{key}") for key in _WEIGHT_KEYS if key in given}
+    if len(set(stated.values())) > 1:
+        raise DataError(f"{where}.weight and loss_weight differ. Keep one.")
+    weight = next(iter(stated.values()), None)
     for key in _FLAG_KEYS:
         if key in given:
             if not isinstance(given[key], bool):
@@ -242,76 +249,12 @@ def _weight(given: Mapping[str, Any], where: str) -> float | None:
     return weight
 
 
-def read_weight(given: Mapping[str, Any], where: str) -> float | None:
-    """The loss weight that a message or a row states under `weight` or `loss_weight`; None if neither is there.
-
-    Args:
-        given: the message or row, without its nulls.
-        where: what messages put before the name: `messages[3].`, or nothing for the row.
+def read_weight(value: Any, where: str) -> float:
+    """The loss weight of a message or a row.
 
     Raises:
-        DataError: it is no finite number of at least 0, or the two differ.
+        DataError: it is no finite number of at least 0.
     """
-    found = {key: given[key] for key in _WEIGHT_KEYS if given.get(key) is not None}
-    for key, weight in found.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise DataError(f"{where}{key} is {shown(weight)}; it must be a number of at least 0.")
-    if len(set(found.values())) > 1:
-        raise DataError(f"{where}weight and loss_weight differ. Keep one.")
-    return next((float(weight) for weight in found.values()), None)
-
-
-def parsed(text: str, where: str) -> Any:
-    """The value of JSON that stands as text inside the data."""
-    try:
-        return strict_json.loads(text)
-    except strict_json.JsonError as error:
-        place = f" at column {error.column}" if error.column and error.line == 1 else ""
-        raise DataError(f"{where} is {error}{place}.") from None
-
-
-def check_text(text: str, where: str) -> None:
-    """
-    Raises:
-        DataError: the text holds half of a surrogate pair, which JSON can write (`"\\ud83d"`) and no tokenizer takes.
-    """
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            rule = "holds half of a surrogate pair, which is no character; it must be Unicode text."
-            raise DataError(f"{where} {rule}") from None
-
-
-def check_texts(value: Any, where: str) -> None:
-    """`check_text` on all text in a value."""
-    if isinstance(value, str):
-        check_text(value, where)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            check_texts(key, where)
-            check_texts(item, where)
-    elif isinstance(value, list):
-        for item in value:
-            check_texts(item, where)
-
-
-def kind(value: Any) -> str:
-    """What a value is, in the words of the data and not of Python."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, bytes):
-        return "bytes"
-    names = {"str": "text", "list": "a list", "tuple": "a list", "dict": "an object"}
-    return names.get(type(value).__name__, f"a {type(value).__name__}")
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: short, and in the data's own words."""
-    if isinstance(value, str):
-        return f"'{value[:40]}…'" if len(value) > 40 else f"'{value}'"
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else kind(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise DataError(f"{where} is {shown(value)}; it must be a number of at least 0.")
+    return float(value)

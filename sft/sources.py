@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from sft.config import looks_like_a_path
 from sft.errors import DataError
@@ -115,14 +116,15 @@ def source_files(name: str) -> list[Path]:
         if wanted:
             raise DataError(f"{name}: a file has no splits; name {path} alone, or a folder of files.")
         return [path]
-    if looks_like_a_path(base or name):
+    if looks_like_a_path(name):
         raise DataError(f"{name}: no such file or folder.")
     return []
 
 
 def _files_of_folder(folder: Path, wanted: str) -> list[Path]:
     """The data files below a folder, sorted: those of one split where their names tell splits apart, else all."""
-    files = [path for path in sorted(folder.rglob("*")) if _kind(path) and _is_data(path.relative_to(folder))]
+    found = sorted(Path(base, name) for base, _, names in os.walk(folder, onerror=_refuse) for name in names)
+    files = [path for path in found if _kind(path) and _is_data(path.relative_to(folder))]
     if not files:
         raise DataError(f"{folder}: the folder holds no data; it must hold {', '.join(_KINDS)} files, or these as .gz.")
     splits = {path: _split(path.relative_to(folder)) for path in files}
@@ -141,6 +143,10 @@ def _files_of_folder(folder: Path, wanted: str) -> list[Path]:
             _log.warning("%s: held-out splits are left out: %s. Name one with %s@split.", folder, left, folder)
         files = taken
     return files
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
 
 
 def _is_data(path: Path) -> bool:

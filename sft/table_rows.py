@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.errors import DataError
 from sft.rows import Row
-from sft.text_rows import reason
+from sft.text_rows import DAMAGED, reason
 
 _BATCH_ROWS = 1000
 
@@ -25,8 +25,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
             yield from _rows(path, file.iter_batches(batch_size=_BATCH_ROWS))
     except (pyarrow.ArrowException, OSError) as error:
-        remedy = "The file is damaged or not complete: copy it again."
-        raise DataError(f"{path}: cannot be read as Parquet: {reason(error)}. {remedy}") from error
+        raise DataError(f"{path}: cannot be read as Parquet: {reason(error)}. {DAMAGED}") from error
 
 
 def arrow_rows(path: Path) -> Iterator[Row]:
@@ -47,8 +46,7 @@ def arrow_rows(path: Path) -> Iterator[Row]:
                 batches = iter(pyarrow.ipc.open_stream(file))
             yield from _rows(path, batches)
     except (pyarrow.ArrowException, OSError) as error:
-        remedy = "The file is damaged or not complete: copy it again."
-        raise DataError(f"{path}: cannot be read as Arrow: {reason(error)}. {remedy}") from error
+        raise DataError(f"{path}: cannot be read as Arrow: {reason(error)}. {DAMAGED}") from error
 
 
 def hub_rows(name: str) -> Iterator[Row]:

@@ -103,7 +103,7 @@ class ChatTemplate:
             self._tracked = environment, template
         environment, template = self._tracked
         tracker = environment.tracker
-        tracker.message = OUTSIDE
+        tracker.start()
         context = {**self._variables, **(variables or {})}
         with _refusals():
             found = template.render(
@@ -277,9 +277,21 @@ class _TrackedEnvironment(_Environment):
         self.tracker = Tracker()
         super().__init__(clock)
         self.concat = self._concat  # type: ignore[method-assign]
-        self.filters.update(tojson=self._tracked_json, safe=_safe, join=_join, string=_string)
+        self.filters.update(tojson=self._tracked_json, safe=_mark_safe, join=_join, string=_string)
+        self.filters["_dealt_with"] = self._dealt_with
         self.globals["strftime_now"] = lambda pattern: self.tracker.literal(clock.strftime_now(pattern))
         self.loop_context = _loop_context(self.tracker)
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        # `{% set message = messages[index] %}` is how templates go through the conversation that count by themselves.
+        for assignment in source.find_all(nodes.Assign):
+            assignment.node = nodes.Filter(assignment.node, "_dealt_with", [], [], None, None)
+        return super()._generate(source, *args, **kwargs)
+
+    @jinja2.pass_context  # keeps Jinja from working it out when it compiles
+    def _dealt_with(self, _: Any, value: Any) -> Any:
+        self.tracker.assigned(value)
+        return value
 
     def _concat(self, pieces: Any) -> str:
         return _limited(self.tracker.concat(pieces))
@@ -328,6 +340,12 @@ def _string(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
+@jinja2.pass_context
+def _mark_safe(_: Any, value: Any) -> _Safe:
+    """The filter. That it takes the context keeps Jinja from working it out when it compiles."""
+    return _safe(value)
+
+
 @jinja2.pass_environment
 def _join(environment: jinja2.Environment, value: Any, d: str = "", attribute: Any = None) -> str:
     """Jinja's `join`, through a separator that is followed."""
@@ -343,7 +361,7 @@ def _loop_context(tracker: Tracker) -> type[LoopContext]:
 
     class TrackedLoop(LoopContext):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._outer = tracker.message
+            self._outer: tuple[int, bool] | None = tracker.begin_loop(args[0])
             super().__init__(*args, **kwargs)
 
         @staticmethod
@@ -361,9 +379,17 @@ def _loop_context(tracker: Tracker) -> type[LoopContext]:
             try:
                 item, loop = super().__next__()
             except StopIteration:
-                tracker.message = self._outer
+                self._end()
                 raise
             tracker.deal_with(item)
             return item, loop
+
+        def __del__(self) -> None:
+            self._end()  # a loop that is left by `break`
+
+        def _end(self) -> None:
+            if self._outer is not None:
+                tracker.end_loop(self._outer)
+                self._outer = None
 
     return TrackedLoop

@@ -17,11 +17,14 @@ from typing import Any, BinaryIO, cast
 from sft import strict_json
 from sft.config import COLUMNS
 from sft.errors import DataError
-from sft.messages import kind
 from sft.rows import BadRow, Row
+from sft.values import kind
 
 MAX_LINE_BYTES = 256 * 2**20
 """A longer line of JSON Lines is no row; it would only fill the memory."""
+
+DAMAGED = "The file is damaged or not complete: copy it again."
+"""What to do when a file cannot be read to its end."""
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _NO_VALUE = object()
@@ -50,7 +53,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             else:
                 yield raw
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}.") from error
+        remedy = "" if getattr(error, "errno", None) else f" {DAMAGED}"
+        raise DataError(f"{path}: cannot be read: {reason(error)}.{remedy}") from error
 
 
 def reason(error: Exception) -> str:
@@ -103,11 +107,10 @@ def _numbered_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                 while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                     pass
-            if line.strip():
+            if (text := line.strip()) and text != _BOM:
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        remedy = "The file is damaged or not complete: copy it again."
-        raise DataError(f"{path}:{number + 1}: cannot be read from here on: {reason(error)}. {remedy}") from error
+        raise DataError(f"{path}:{number + 1}: cannot be read from here on: {reason(error)}. {DAMAGED}") from error
 
 
 def _value(line: bytes) -> Any:
@@ -171,15 +174,15 @@ def _rows_of_value(path: Path, lines_expected: bool) -> Iterator[Row]:
 
 
 def csv_rows(path: Path, separator: str) -> Iterator[Row | BadRow]:
-    """The rows of a table whose first line names the columns. Every cell is text; an empty cell is text too.
+    """The rows of a table whose first line names the columns. Every cell is text, an empty one null.
 
     Raises:
         DataError: it is no UTF-8, or a quote is never closed.
     """
     csv.field_size_limit(sys.maxsize)
-    number = 0
-    with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        table = csv.reader(text, delimiter=separator, strict=True)
+    with opened(path) as file:
+        table = csv.reader(_text_lines(path, file), delimiter=separator, strict=True)
+        number = 1
         try:
             header = next(table, [])
             if len(set(header)) < len(header):
@@ -187,11 +190,18 @@ def csv_rows(path: Path, separator: str) -> Iterator[Row | BadRow]:
             number = table.line_num + 1
             for cells in table:
                 if len(cells) == len(header):
-                    yield Row(dict(zip(header, cells, strict=True)), f"{path}:{number}")
+                    row = {name: cell or None for name, cell in zip(header, cells, strict=True)}
+                    yield Row(row, f"{path}:{number}")
                 elif cells:
                     yield BadRow(f"{path}:{number}", f"the row has {len(cells)} cells; it must have {len(header)}.")
                 number = table.line_num + 1
-        except UnicodeDecodeError:
-            raise DataError(f"{path}:{number}: bytes that are not UTF-8. Save the file as UTF-8.") from None
         except csv.Error as error:
             raise DataError(f"{path}:{number}: no valid CSV: {error}.") from None
+
+
+def _text_lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None

@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 
 from sft.errors import MaskError
-from sft.tracking import is_data
+from sft.tracking import is_data, message_of
 from sft.turns import ControlTokens
 
 _FIRST_STAND_IN = 0x10F000
@@ -48,27 +48,45 @@ class TextTokenizer:
         frame = {text for text in tokenizer.special_tokens_map.values() if isinstance(text, str)}
         self.control = _control_tokens(special | in_template, frame, {str(tokenizer.eos_token), *more_ends})
         self.control_ids = frozenset(self._added[text] for text in special | in_template if text in self._added)
+        self.vocabulary_size = max([self.backend.get_vocab_size(with_added_tokens=True) - 1, *self._added.values()]) + 1
         self._escaping: tuple[tokenizers.Tokenizer, dict[int, int]] | None = None
 
-    def encode(self, text: str) -> Tokens:
-        """The ids that `tokenizer(text, add_special_tokens=False)` gives."""
+    def encode(self, text: str, as_text: Sequence[re.Match[str]] = ()) -> Tokens:
+        """The ids that `tokenizer(text, add_special_tokens=False)` gives.
+
+        Args:
+            text: rendered text.
+            as_text: control strings in it that are data, and stay text.
+
+        Raises:
+            MaskError: they cannot be kept as text.
+        """
+        if as_text:
+            return self._encode_escaped(text, as_text)
         encoding = self.backend.encode(text, add_special_tokens=False)
         return Tokens(encoding.ids, encoding.offsets)
 
-    def control_strings_in_data(
-        self, text: str, origins: str, is_trained: Sequence[CharacterSpan]
-    ) -> list[re.Match[str]]:
-        """Where data holds what would become a control token; tags are at home in what an assistant says."""
+    def encode_batch(self, texts: Sequence[str]) -> list[Any]:
+        """`tokenizers` encodings of many texts, whose control strings are all meant."""
+        return list(self.backend.encode_batch(texts, add_special_tokens=False))
+
+    def control_strings_in_data(self, text: str, origins: str, replies: frozenset[int]) -> list[re.Match[str]]:
+        """Where data holds what would become a control token; tags are at home in what an assistant says.
+
+        Args:
+            text: the rendered text.
+            origins: where its characters come from.
+            replies: the messages that are an assistant's.
+        """
         found = []
         for match in self.control.pattern.finditer(text):
-            if not any(is_data(code) for code in origins[match.start() : match.end()]):
-                continue
-            in_turn = any(start <= match.start() and match.end() <= end for start, end in is_trained)
-            if not (in_turn and match.group() in self.control.tags):
+            codes = [code for code in origins[match.start() : match.end()] if is_data(code)]
+            is_tag = match.group() in self.control.tags and all(message_of(code) in replies for code in codes)
+            if codes and not is_tag:
                 found.append(match)
         return found
 
-    def encode_escaped(self, text: str, as_text: Sequence[re.Match[str]]) -> Tokens:
+    def _encode_escaped(self, text: str, as_text: Sequence[re.Match[str]]) -> Tokens:
         """The ids with some control strings kept as text.
 
         The control tokens that are meant are replaced by stand-ins, which a copy of the tokenizer knows instead of

@@ -258,11 +258,13 @@ class TrackedList(list[Any]):
         if self._tracker is None:
             yield from super().__iter__()
             return
-        before = self._tracker.message
-        for item in super().__iter__():
-            self._tracker.deal_with(item)
-            yield item
-        self._tracker.message = before
+        outer = self._tracker.begin_loop(self)
+        try:
+            for item in super().__iter__():
+                self._tracker.deal_with(item)
+                yield item
+        finally:  # also where the loop is left by `break`
+            self._tracker.end_loop(outer)
 
     def __getitem__(self, key: Any) -> Any:
         found = super().__getitem__(key)
@@ -294,8 +296,30 @@ class Tracker:
     """Follows one rendering: which message the template deals with, and what it has written."""
 
     def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Makes ready for a rendering."""
         self.message = OUTSIDE
         """Index of the message that the template deals with."""
+        self._num_loops = 0
+
+    def begin_loop(self, items: object) -> tuple[int, bool]:
+        """Takes note of a loop; returns what `end_loop` takes."""
+        is_ours = isinstance(items, TrackedList) and items._tracker is self
+        self._num_loops += is_ours
+        return self.message, is_ours
+
+    def end_loop(self, outer: tuple[int, bool]) -> None:
+        """Goes back to what was dealt with before the loop."""
+        self.message = outer[0]
+        self._num_loops -= outer[1]
+
+    def assigned(self, value: Any) -> None:
+        """Takes note that a variable was given a value: outside of loops over the messages, that is how a template
+        comes to one."""
+        if self._num_loops == 0:
+            self.deal_with(value)
 
     def deal_with(self, item: Any) -> None:
         """Takes note that a loop has come to an item; only the conversation's messages matter."""

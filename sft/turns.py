@@ -8,15 +8,29 @@ earlier break this for some turns; those are trained in a render that ends earli
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sft.errors import MaskError
 from sft.formats import Conversation, Message
 from sft.templating import ChatTemplate, TemplateError
-from sft.tracking import KINDS, MAX_MESSAGES, OUTSIDE, codes_of, held_by, is_data, lost, message_of, named_by, written
+from sft.tracking import (
+    HEADER_FIELDS,
+    KINDS,
+    MAX_MESSAGES,
+    OUTSIDE,
+    codes_of,
+    held_by,
+    is_data,
+    lost,
+    message_of,
+    named_by,
+    written,
+)
 
 Mismatch = Literal["as_rendered", "unroll", "refuse"]
 
@@ -41,6 +55,8 @@ class Rendition:
     notes: tuple[str, ...] = ()
     num_messages: int = 0
     """It is the render of so many messages of the conversation."""
+    prompt_length: int | None = None
+    """So many characters are the turn's prompt, and tokenized apart from the rest, as at inference; None: a render."""
 
 
 @dataclass
@@ -86,6 +102,8 @@ class _Placed:
     """What stands before it is its prompt."""
     has_history: bool
     """What stands before its header is its prompt's history."""
+    has_header: bool
+    """Its header is the generation prompt, whole."""
     has_stop: bool
 
 
@@ -156,6 +174,15 @@ def _ends_in_next_header(template: ChatTemplate, control: ControlTokens) -> set[
     return {match.group()} if match else set()
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """How a turn is trained: in which render, where, and what is to be known of it."""
+
+    num_messages: int
+    placed: _Placed
+    note: str | None = None
+
+
 class _Analysis:
     """One conversation's renders, each made once."""
 
@@ -171,52 +198,44 @@ class _Analysis:
     def renditions(self, wanted: Sequence[int], exact_history: bool, mismatch: Mismatch) -> list[Rendition]:
         whole = self.render(len(self.messages))
         self._require_all_said(whole)
-        chosen: dict[int, list[tuple[_Placed, str | None]]] = {}
+        together: dict[int, list[_Choice]] = {}
+        apart: list[_Choice] = []
         for turn in wanted:
-            num_messages, placed, note = self._choose(turn, sorted(chosen, reverse=True), exact_history)
-            if note is not None and mismatch == "refuse":
-                raise MaskError(f"messages[{turn}]: {note}")
-            chosen.setdefault(num_messages, []).append((placed, note))
-        result = []
-        for num_messages in sorted(chosen):
-            result += self._documents(self.render(num_messages), chosen[num_messages], mismatch)
-        return result
+            choice = self._choose(turn, sorted(together, reverse=True), exact_history)
+            if choice.note == MISMATCH and mismatch == "refuse":
+                raise MaskError(f"messages[{turn}]: {MISMATCH}.")
+            if choice.note == UNROLLED or (choice.note == MISMATCH and mismatch == "unroll"):
+                apart.append(replace(choice, note=UNROLLED))
+            else:
+                together.setdefault(choice.num_messages, []).append(choice)
+        shared = [self._rendition(self.render(count), choices) for count, choices in sorted(together.items())]
+        return [*shared, *map(self._unrolled, apart)]
 
-    def _documents(
-        self, render: _Render, turns: list[tuple[_Placed, str | None]], mismatch: Mismatch
-    ) -> list[Rendition]:
-        """A rendition for the turns that share a render, and one for each that is put under its own prompt."""
-        together = [(placed, note) for placed, note in turns if note is None or mismatch != "unroll"]
-        apart = [placed for placed, note in turns if note is not None and mismatch == "unroll"]
-        result = []
-        if together:
-            notes = {note for _, note in together if note is not None}
-            if render.num_messages < len(self.messages):
-                notes.add(REWRITTEN)
-            notes |= {NO_STOP for placed, _ in together if not placed.has_stop}
-            spans = tuple(placed.span for placed, _ in together)
-            result.append(
-                Rendition(
-                    render.text, render.origins, spans, (*self._notes(render), *sorted(notes)), render.num_messages
-                )
-            )
-        for placed in apart:
-            prompt = self.prompt(placed.span.message)
-            assert prompt is not None
-            start, end, message = placed.span.start, placed.span.end, placed.span.message
-            prompt_render = self._prompt_render(message)
-            size = len(prompt.text)
-            notes = {UNROLLED} if placed.has_stop else {UNROLLED, NO_STOP}
-            result.append(
-                Rendition(
-                    prompt.text + render.text[start:end],
-                    prompt_render.origins + render.origins[start:end],
-                    (Span(size, size + end - start, message),),
-                    (*self._notes(render), *sorted(notes)),
-                    message,
-                )
-            )
-        return result
+    def _rendition(self, render: _Render, choices: list[_Choice]) -> Rendition:
+        """A render with the turns that are trained in it."""
+        notes = {choice.note for choice in choices if choice.note is not None}
+        if render.num_messages < len(self.messages):
+            notes.add(REWRITTEN)
+        notes |= {NO_STOP for choice in choices if not choice.placed.has_stop}
+        spans = tuple(choice.placed.span for choice in choices)
+        return Rendition(
+            render.text, render.origins, spans, (*self._notes(render), *sorted(notes)), render.num_messages
+        )
+
+    def _unrolled(self, choice: _Choice) -> Rendition:
+        """A turn after its prompt, where no render holds the two together."""
+        span = choice.placed.span
+        render, prompt = self.render(choice.num_messages), self._prompt_render(span.message)
+        notes = [UNROLLED] if choice.placed.has_stop else [UNROLLED, NO_STOP]
+        start, end = len(prompt.text), len(prompt.text) + span.end - span.start
+        return Rendition(
+            prompt.text + render.text[span.start : span.end],
+            prompt.origins + render.origins[span.start : span.end],
+            (Span(start, end, span.message),),
+            (*self._notes(render), *notes),
+            span.message,
+            start,
+        )
 
     # What the template renders
 
@@ -258,33 +277,30 @@ class _Analysis:
 
     # Where a turn stands in a render
 
-    def _choose(self, turn: int, used: Sequence[int], exact_history: bool) -> tuple[int, _Placed, str | None]:
-        """(number of messages of the render that trains the turn, the turn in it, what is not exact about it).
-
-        The whole render is taken where it is right, then one that other turns are trained in already, then the render
-        that ends with the turn.
-        """
+    def _choose(self, turn: int, used: Sequence[int], exact_history: bool) -> _Choice:
+        """The whole render where it is right, then one that other turns are trained in already, then the render that
+        ends with the turn, then its prompt and what follows it there."""
         whole = len(self.messages)
         placed = self.place(self.render(whole), turn)
-        if not exact_history:
-            return whole, placed, None if placed.is_exact else MISMATCH
         own = self._own_render(turn)
-        if own is None:
-            return whole, placed, None if placed.is_exact else MISMATCH
+        if not exact_history or own is None:
+            return _Choice(whole, placed, None if placed.is_exact else MISMATCH)
         placed_in_own = placed if turn + 1 == whole else self.place(own, turn)
-        candidates = [whole, *(count for count in used if turn < count < whole)]
-        inexact: tuple[int, _Placed] | None = None
-        for count in candidates:
+        inexact: _Choice | None = None
+        for count in (whole, *(count for count in used if turn < count < whole)):
             render = self.render(count)
             here = placed if count == whole else self.place(render, turn)
-            goes_on = self._goes_on(render, here, own, placed_in_own)
-            if here.is_exact and goes_on:
-                return count, here, None
-            if here.has_history and goes_on and inexact is None:
-                inexact = count, here
+            if not self._goes_on(render, here, own, placed_in_own):
+                continue
+            if here.is_exact:
+                return _Choice(count, here)
+            if here.has_history and inexact is None:
+                inexact = _Choice(count, here, MISMATCH)
         if placed_in_own.is_exact:
-            return turn + 1, placed_in_own, None
-        return (*(inexact or (turn + 1, placed_in_own)), MISMATCH)
+            return _Choice(turn + 1, placed_in_own)
+        if placed_in_own.has_header and not placed_in_own.has_history:
+            return _Choice(turn + 1, placed_in_own, UNROLLED)
+        return inexact or _Choice(turn + 1, placed_in_own, MISMATCH)
 
     def _own_render(self, turn: int) -> _Render | None:
         try:
@@ -314,30 +330,43 @@ class _Analysis:
         last = render.last(*held, lost(turn))
         is_exact = prompt is not None and render.text.startswith(prompt.text)
         has_history = prompt is not None and render.text.startswith(prompt.history)
-        start = len(prompt.text) if prompt is not None and is_exact else self._start(render, turn, prompt, first)
+        start, has_header = self._start(render, turn, prompt, first)
         content_end = start if last is None else max(start, last + 1)
         end, has_stop = self._end(render, turn, content_end)
-        self._require_only(render, start, end, turn, first, is_exact)
-        return _Placed(Span(start, end, turn), is_exact, has_history, has_stop)
+        self._require_only(render, start, end, turn, first)
+        return _Placed(Span(start, end, turn), is_exact, has_history, has_header, has_stop)
 
-    def _start(self, render: _Render, turn: int, prompt: _Prompt | None, first: int | None) -> int:
-        """Where the turn begins in a render that does not begin with its prompt: after its header, which is as much of
-        the generation prompt as stands there."""
-        begin = render.first(*codes_of(turn))
-        if prompt is not None and render.text.startswith(prompt.history) and prompt.history_length:
-            begin = prompt.history_length
-        if begin is None:
-            raise MaskError(f"messages[{turn}]: the chat template leaves this turn out.")
+    def _start(self, render: _Render, turn: int, prompt: _Prompt | None, first: int | None) -> tuple[int, bool]:
+        """(where the turn begins, after its header; whether the header is the generation prompt, whole)."""
+        text = render.text
         if prompt is None:
             if first is None:
                 raise MaskError(f"messages[{turn}]: it cannot be told where this turn, which says nothing, begins.")
-            return first
+            return first, False
+        if text.startswith(prompt.text):
+            return len(prompt.text), True
+        begin = render.first(*codes_of(turn))
+        if text.startswith(prompt.history) and prompt.history_length:
+            begin = prompt.history_length
+        if begin is None:
+            raise MaskError(f"messages[{turn}]: the chat template leaves this turn out.")
         header = prompt.generation_prompt
-        if render.text.startswith(header, begin):
-            return begin + len(header)
-        limit = len(render.text) if first is None else first
-        shared = _shared_prefix(header, render.text[begin:limit])
-        return self._boundary(render.text, begin + shared, begin)
+        if text.startswith(header, begin):
+            return begin + len(header), True
+        limit = len(text) if first is None else first
+        shared = _shared_prefix(header, text[begin:limit])
+        rest = _MARKUP.match(text, begin + shared, limit)
+        if rest is not None:
+            # Where the template leaves out a part in the middle, such as an opened think block, the end still stands.
+            ends = (end for end in range(rest.end(), rest.start(), -1) if header.endswith(text[rest.start() : end]))
+            end = next(ends, rest.start())
+            if text[rest.start() : end].strip():
+                return end, False
+        if first is not None and begin + shared == first:
+            # What the turn itself holds may repeat the end of the generation prompt.
+            repeated = _MARKUP.match(text, first)
+            shared += _shared_prefix(header[shared:], repeated.group() if repeated else "")
+        return self._boundary(text, begin + shared, begin), False
 
     def _boundary(self, text: str, position: int, lowest: int = 0) -> int:
         """The last place up to a position that is not within a control token, a tag or a word."""
@@ -382,15 +411,13 @@ class _Analysis:
         # What more text follows belongs to the turn itself, such as the end of a call.
         return others[-1].end() if others and not text[others[-1].end() : end].strip() else None
 
-    def _require_only(
-        self, render: _Render, start: int, end: int, turn: int, first: int | None, is_exact: bool
-    ) -> None:
-        """Refuses a stretch that holds what somebody else wrote, or leaves out what the turn holds."""
+    def _require_only(self, render: _Render, start: int, end: int, turn: int, first: int | None) -> None:
+        """Refuses a stretch that holds what somebody else wrote, or leaves out what the turn says."""
         for code in set(render.origins[start:end]):
             if is_data(code) and message_of(code) != turn:
                 whose = "a tool's schema" if message_of(code) == OUTSIDE else f"messages[{message_of(code)}]"
                 raise MaskError(f"messages[{turn}]: the chat template writes text of {whose} into this turn.")
-        if first is not None and first < start and not is_exact:
+        if first is not None and first < start and not _MARKUP.fullmatch(render.text, first, start):
             raise MaskError(f"messages[{turn}]: the chat template writes part of this turn before its header.")
 
     # What the template leaves out
@@ -398,18 +425,23 @@ class _Analysis:
     def _require_all_said(self, whole: _Render) -> None:
         """Refuses a conversation of which the template drops what somebody said."""
         for index, message in enumerate(self.messages):
-            shown = whole if message["role"] != "assistant" else self._own_render(index) or whole
-            lost_characters = shown.origins.count(lost(index))
-            for kind, said in (("content", _said(message.get("content"))), ("call", bool(message.get("tool_calls")))):
-                if said and not shown.origins.count(held_by(index, kind)) and not lost_characters:
-                    what = "tool calls" if kind == "call" else "content"
-                    raise MaskError(
-                        f"messages[{index}]: the chat template leaves out the {what} of this {message['role']} message."
-                    )
-            content = message.get("content")
-            is_plain = isinstance(content, str) and message["role"] != "assistant" and not lost_characters
-            if is_plain and shown.origins.count(held_by(index)) < len(str(content).strip()):
-                raise MaskError(f"messages[{index}]: the chat template leaves out a part of this message.")
+            is_reply = message["role"] == "assistant"
+            shown = (self._own_render(index) or whole) if is_reply else whole
+            where = f"messages[{index}]: the chat template leaves out"
+            content, calls = message.get("content"), message.get("tool_calls") or ()
+            if _said(content) and not self._shows(shown, index, content, is_reply):
+                raise MaskError(f"{where} a part of this {message['role']} message.")
+            if not all(_count(shown, text) >= times for text, times in Counter(_texts(calls)).items()):
+                raise MaskError(f"{where} a part of its tool calls.")
+
+    @staticmethod
+    def _shows(shown: _Render, index: int, content: Any, is_reply: bool) -> bool:
+        """Whether a message's content stands in a render; of a reply's, reasoning may be left out."""
+        if not isinstance(content, str):
+            return held_by(index) in shown.origins
+        said = content.rpartition("</think>")[2] if is_reply else content
+        num_shown = shown.origins.count(held_by(index)) + shown.origins.count(lost(index))
+        return num_shown >= len(said.strip()) > 0 or (not said.strip() and num_shown > 0)
 
     def _notes(self, render: _Render) -> list[str]:
         """What the template adds and leaves out, in words that are the same for like conversations."""
@@ -429,13 +461,35 @@ class _Analysis:
         return notes
 
 
+_MARKUP = re.compile(r"(?:\s|<[^<>]*>|\[/?[A-Z_]+\])+")
+"""White space and tags, such as a think block that the generation prompt opens."""
+
 REWRITTEN = "a turn has a document of its own, as the template renders it differently once more turns follow"
 NO_STOP = "no stop token ends the turn in this template"
 MISMATCH = (
     "what the template renders for the turn does not begin with what it gives as the generation prompt; "
     "trained as rendered"
 )
-UNROLLED = "put under the generation prompt, which the template does not render before the turn"
+UNROLLED = "a turn is put after its prompt, which the template renders nowhere together with it"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The names and texts in tool calls."""
+    if isinstance(value, str) and value.strip():
+        yield value.strip()
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("type", *HEADER_FIELDS) or (key == "name" and "arguments" in value):
+                yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _count(shown: _Render, text: str) -> int:
+    """How often a text of a tool call stands in a render, as it is or as JSON writes it."""
+    forms = {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    return max(shown.text.count(form) for form in forms)
 
 
 def _shared_prefix(one: str, other: str) -> int:

@@ -21,6 +21,7 @@ LAYERS = {
         "config",
         "arguments",
         "strict_json rows",
+        "values",
         "messages",
         "world formats sharding storage text_rows",
         "table_rows",

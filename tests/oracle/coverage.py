@@ -1,6 +1,6 @@
 """Prints the table templates × cases, as Markdown: which masks are exact, refused, or wrong.
 
-    python -m tests.oracle.coverage FOLDER_OF_TEMPLATES [TOKENIZER_JSON] > docs/template-coverage.md
+python -m tests.oracle.coverage FOLDER_OF_TEMPLATES [TOKENIZER_JSON] > docs/template-coverage.md
 """
 
 from __future__ import annotations

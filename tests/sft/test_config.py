@@ -79,6 +79,11 @@ def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
         ({"fsdp": True, "deepspeed": "ds_configs/zero1.json"}, "fsdp is true; it must be false with deepspeed"),
         ({"early_stopping_patience": 2}, "it must come with an eval_file"),
         ({"columns": {"questoin": "q"}}, r"columns is .*; it must have no keys but messages, prompt, response"),
+        ({"train_file": None}, "train_file is empty; it must be given"),
+        ({"train_files": {"train.jsonl": 1}}, "train_file is '.*'; it must not be given with train_files. Keep one"),
+        ({"train_file": None, "train_files": {"a.jsonl": 1}}, r"train_files is 'a\.jsonl'; it must be there"),
+        ({"train_file": None, "train_files": {"owner/data": 0}}, "train_files.owner/data is 0; it must be above 0"),
+        ({"eval_file": "data.parquet@test"}, r"eval_file is 'data\.parquet@test'; it must be there"),
         ({"train_batch_size": 8, "gradient_accumulation_steps": 2}, "it must not be given with train_batch_size"),
         ({"tokenizer_name": None}, "tokenizer_name is empty; it must be given together with model_config"),
     ],
@@ -86,6 +91,15 @@ def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
 def test_settings_that_do_not_go_together(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load(tmp_path, **values)
+
+
+def test_several_sources_are_found_beside_the_settings_with_their_splits(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    sources = {"train.jsonl": 1, "data@test": 0.5, "data": 2, "owner/data@test": 1}
+    found = load(tmp_path, train_file=None, train_files=sources, eval_file="data@dev")
+    places = (f"{tmp_path}/train.jsonl", f"{tmp_path}/data@test", f"{tmp_path}/data", "owner/data@test")
+    assert found.train_files == dict(zip(places, sources.values(), strict=True))
+    assert found.eval_file == f"{tmp_path}/data@dev"
 
 
 def test_every_field_is_documented_and_known_to_hf_argument_parser(tmp_path: Path) -> None:

@@ -108,10 +108,9 @@ def test_a_cell_of_a_table_may_span_lines_and_hold_messages(tmp_path: Path) -> N
     path = tmp_path / "rows.csv"
     cell = json.dumps(MESSAGES["messages"]).replace('"', '""')
     path.write_text(f'messages,prompt,response\n"{cell}",,\n', newline="")
-    (bad,) = read_conversations(str(path))
-    assert isinstance(bad, BadRow)  # an empty cell is text, so the row has two forms
-    (found,) = read_conversations(str(path), {"messages": "messages"})
+    (found,) = read_conversations(str(path))
     assert isinstance(found, Conversation)
+    assert found.messages == tuple(MESSAGES["messages"])
     path.write_text('prompt,response\n"two\nlines","a"\nq,a\n', newline="")
     assert [row.source.rpartition(":")[2] for row in read_rows(str(path))] == ["2", "4"]
 

@@ -1,0 +1,137 @@
+"""The fast way for conversations of a form that was proven before.
+
+The first conversation of a form (its roles and fields) takes the slow way, which follows every character. What it
+shows is kept as a plan: the template's own text, with gaps for what the messages hold, and where the turns stand. A
+later conversation of that form is rendered too; only if its text is the plan's with its own contents in the gaps is the
+mask taken from the plan. Anything else, and a sample of what fits, takes the slow way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from sft.formats import Conversation
+from sft.tracking import held_by, is_written
+from sft.turns import Rendition
+
+SAMPLE = 256
+"""Of so many conversations of a form, one is proven the slow way."""
+
+_FIELDS = {"content": "content", "reasoning_content": "reasoning"}
+_STEERING = re.compile(r"</?think|/no_think")
+"""What contents hold that templates are known to look for; it belongs to the form."""
+_TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A place for what a message holds."""
+
+    message: int
+    field: str
+    trim: Callable[[str], str]
+
+    def fill(self, conversation: Conversation) -> str:
+        """What stands there for a conversation."""
+        return self.trim(conversation.messages[self.message][self.field])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one document of a form is made."""
+
+    pieces: tuple[str | Gap, ...]
+    spans: tuple[tuple[int, int, int, int, int], ...]
+    """(piece and offset where it starts, piece and offset where it ends, message) of each trained turn."""
+    num_messages: int
+    notes: tuple[str, ...]
+    num_control_tokens: int
+    """Control tokens among its tokens: more of them come from data, fewer from a tokenizer that joined some."""
+
+    def fill(self, conversation: Conversation) -> tuple[str, list[tuple[int, int, int]]]:
+        """(the text, start, end and message of each trained stretch of it)."""
+        texts = [piece if isinstance(piece, str) else piece.fill(conversation) for piece in self.pieces]
+        starts, position = [], 0
+        for text in texts:
+            starts.append(position)
+            position += len(text)
+        starts.append(position)
+        spans = [(starts[a] + i, starts[b] + j, message) for a, i, b, j, message in self.spans]
+        return "".join(texts), spans
+
+
+def form_of(conversation: Conversation, weights: Sequence[float]) -> Hashable | None:
+    """What conversations of one form have in common; None if the fast way is not for it."""
+    if conversation.tools or conversation.template_kwargs:
+        return None
+    form: list[Hashable] = []
+    for message, weight in zip(conversation.messages, weights, strict=True):
+        for field, value in message.items():
+            if field == "role":
+                form.append(value)
+            elif field not in _FIELDS or not isinstance(value, str) or not value or value.isspace():
+                return None
+            else:
+                steering = frozenset(_STEERING.findall(value)) if "/" in value else None
+                form.append((field, steering or None))
+        form.append(weight > 0)
+    return tuple(form)
+
+
+def plan_of(
+    rendition: Rendition, conversation: Conversation, notes: tuple[str, ...], num_control_tokens: int
+) -> Plan | None:
+    """The plan that a proven text shows; None if it holds anything but the template's text and whole contents."""
+    if rendition.prompt_length is not None:
+        return None
+    pieces: list[str | Gap] = []
+    edges: list[int] = []
+    for start, end in _runs(rendition.origins):
+        text = rendition.text[start:end]
+        piece = text if is_written(rendition.origins[start]) else _gap(text, rendition.origins[start], conversation)
+        if piece is None:
+            return None
+        pieces.append(piece)
+        edges.append(start)
+    spans = []
+    for span in rendition.spans:
+        start_at, end_at = _position(edges, pieces, span.start), _position(edges, pieces, span.end)
+        if start_at is None or end_at is None:
+            return None
+        spans.append((*start_at, *end_at, span.message))
+    return Plan(tuple(pieces), tuple(spans), rendition.num_messages, notes, num_control_tokens)
+
+
+def _runs(origins: str) -> list[tuple[int, int]]:
+    """Stretches of the template's own text, and of one and the same field."""
+    runs: list[tuple[int, int]] = []
+    for match in re.finditer(r"(.)\1*", origins, re.DOTALL):
+        joins = runs and is_written(match.group(1)) and is_written(origins[runs[-1][0]])
+        if joins:
+            runs[-1] = (runs[-1][0], match.end())
+        else:
+            runs.append(match.span())
+    return runs
+
+
+def _gap(text: str, code: str, conversation: Conversation) -> Gap | None:
+    for message, held in enumerate(conversation.messages):
+        for field, kind in _FIELDS.items():
+            if field in held and held_by(message, kind) == code:
+                trim = next((trim for trim in _TRIMS if trim(held[field]) == text), None)
+                return Gap(message, field, trim) if trim is not None else None
+    return None
+
+
+def _position(edges: Sequence[int], pieces: Sequence[str | Gap], position: int) -> tuple[int, int] | None:
+    """(piece, offset in it) of a character; None if it stands within a content."""
+    for index in range(len(edges) - 1, -1, -1):
+        if edges[index] <= position:
+            offset = position - edges[index]
+            if offset == 0 or isinstance(pieces[index], str):
+                return index, offset
+            is_last = index == len(edges) - 1
+            return (index + 1, 0) if is_last else None
+    return None
