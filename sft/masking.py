@@ -7,7 +7,6 @@ where it stands is proven (`sft.turns`), or the conversation is refused with the
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,11 +18,14 @@ from numpy.typing import NDArray
 from sft.config import Args
 from sft.errors import MaskError
 from sft.formats import Conversation
-from sft.plans import SAMPLE, Plan, form_of, plan_of
-from sft.templating import ChatTemplate, TemplateError
-from sft.tokenizing import TextTokenizer, Tokens
-from sft.tracking import OUTSIDE, codes_of, is_data, message_of
-from sft.turns import Rendition, Span, Turns
+from sft.masks.origins import message_of
+from sft.masks.placing import Span
+from sft.masks.plans import SAMPLE, Plan, form_of, plan_of
+from sft.masks.sandbox import TIME_LIMIT_S, TemplateError, time_limit
+from sft.masks.template import ChatTemplate
+from sft.masks.token_spans import token_edge, token_weights, turn_starts
+from sft.masks.tokens import TextTokenizer, Tokens
+from sft.masks.turns import Rendition, Turns
 
 __all__ = ["Document", "MaskError", "MaskOptions", "Masker"]
 
@@ -141,9 +143,9 @@ class Masker:
         """`documents` of many conversations, which is faster; a refused one gives its error in its place."""
         results: list[list[Document] | MaskError | None] = [None] * len(conversations)
         planned: list[tuple[int, Plan, str, list[tuple[int, int, int]], list[float]]] = []
-        for index, conversation in enumerate(conversations):
-            fitted = self._fitted(conversation)
-            planned += [(index, *document) for document in fitted]
+        with time_limit(TIME_LIMIT_S):  # one for all: setting it takes longer than a rendering of the usual kind
+            for index, conversation in enumerate(conversations):
+                planned += [(index, *document) for document in self._fitted(conversation)]
         encodings = self._text.encode_batch([text for _, _, text, _, _ in planned])
         for (index, plan, _, spans, weights), encoding in zip(planned, encodings, strict=True):
             document = self._planned_document(plan, spans, weights, encoding)
@@ -216,7 +218,7 @@ class Masker:
             return None
         values = np.zeros(len(ids), dtype=np.float32)
         for start, end, message in spans:
-            first, last = _token_edge(encoding, start, len(ids)), _token_edge(encoding, end, len(ids))
+            first, last = token_edge(encoding, start, len(ids)), token_edge(encoding, end, len(ids))
             if first is None or last is None:
                 return None
             values[first:last] = weights[message]
@@ -270,7 +272,7 @@ class Masker:
 
     def _document(self, rendition: Rendition, weights: Sequence[float], replies: frozenset[int]) -> Document:
         tokens, notes = self._tokens(rendition, replies)
-        values = _token_weights(tokens.offsets, rendition, weights)
+        values = token_weights(tokens.offsets, rendition, weights)
         trained = [value > 0 for value in values]
         if not any(trained[1:]):
             raise MaskError("no token of the conversation would be trained.")
@@ -280,7 +282,7 @@ class Masker:
             trained,
             values if any(value not in (0.0, 1.0) for value in values) else None,
             (*rendition.notes, *notes),
-            _turn_starts(tokens.offsets, rendition.origins),
+            turn_starts(tokens.offsets, rendition.origins),
         )
 
     def _tokens(self, rendition: Rendition, replies: frozenset[int]) -> tuple[Tokens, list[str]]:
@@ -317,14 +319,6 @@ class Masker:
         self.stop_token_ids.update(ids[index] for index in ends if ids[index] in self._text.control_ids)
 
 
-def _token_edge(encoding: Any, position: int, num_tokens: int) -> int | None:
-    """The token that begins at a character; None if none does."""
-    token = encoding.char_to_token(position)
-    if token is None:
-        return num_tokens if num_tokens and encoding.token_to_chars(num_tokens - 1)[1] == position else None
-    return int(token) if encoding.token_to_chars(token)[0] == position else None
-
-
 def _with_content(conversation: Conversation) -> Conversation:
     """The conversation with an empty content in messages without one."""
     if all(message.get("content") is not None for message in conversation.messages):
@@ -345,47 +339,3 @@ def _everything(template: ChatTemplate, conversation: Conversation) -> Rendition
         for start, end in zip(edges, [*edges[1:], len(origins)], strict=True)
     )
     return Rendition(str.__str__(traced), origins, tuple(spans), (), len(conversation.messages))
-
-
-def _token_weights(offsets: Sequence[tuple[int, int]], rendition: Rendition, weights: Sequence[float]) -> list[float]:
-    """For each token its loss weight: that of the turn in whose span it lies, 0 outside.
-
-    A token that reaches over a span's edge, as the tokenizer joins what stands on both sides, belongs to the side
-    that says something; white space alone does not.
-
-    Raises:
-        MaskError: it joins what two messages say.
-    """
-    values = [0.0] * len(offsets)
-    spans = iter(rendition.spans)
-    span = next(spans, None)
-    for index, (start, end) in enumerate(offsets):
-        while span is not None and start >= span.end:
-            span = next(spans, None)
-        if span is None:
-            break
-        if end <= span.start:
-            continue
-        if start < span.start or end > span.end:
-            inside = rendition.text[max(start, span.start) : min(end, span.end)]
-            if not inside.strip():
-                continue
-            outside = rendition.origins[start : span.start] + rendition.origins[span.end : end]
-            if any(is_data(code) and message_of(code) != span.message for code in outside):
-                raise MaskError(
-                    f"messages[{span.message}]: the tokenizer joins the turn with what another message says "
-                    f"in one token ({rendition.text[start:end]!r})."
-                )
-        values[index] = weights[span.message] if span.message >= 0 else 1.0
-    return values
-
-
-def _turn_starts(offsets: Sequence[tuple[int, int]], origins: str) -> tuple[int, ...]:
-    """The first token of each message, its header included."""
-    found = sorted(
-        position
-        for message in {message_of(code) for code in set(origins)} - {OUTSIDE}
-        if (position := min((at for code in codes_of(message) if (at := origins.find(code)) >= 0), default=-1)) >= 0
-    )
-    starts = [start for start, _ in offsets]
-    return tuple(sorted({bisect_left(starts, position) for position in found}))

@@ -173,10 +173,10 @@ BUILDERS: dict[str, tuple[str, Callable[[Talk], Talk]]] = {
 
 
 @cache
-def case(name: str) -> Case:
-    """The case of that name."""
+def case(name: str, seed: int = 0) -> Case:
+    """The case of that name; another seed gives other words."""
     group, build = BUILDERS[name]
-    return build(Talk(name)).case(group)
+    return build(Talk(name, seed)).case(group)
 
 
 def cases() -> Iterator[Case]:

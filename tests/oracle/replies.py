@@ -78,6 +78,15 @@ class Renders:
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
         self.full = self.render(self.messages)
+        if self.full is None:
+            self._fill_contents()
+
+    def _fill_contents(self) -> None:
+        """Some templates need a text beside a call: none at all and an empty one say the same."""
+        filled = [{**message, "content": message.get("content") or ""} for message in self.messages]
+        text = self.render(filled)
+        if text is not None:
+            self.messages, self.full, self.problem = filled, text, ""
 
     def render(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str | None:
         """The text, or None if the template refuses."""

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from .cases import BUILDERS
-from .control_tokens import BUNDLED_TOKENIZER
+from sft.masking import Document, Masker, MaskError
+
+from .cases import BUILDERS, case
+from .control_tokens import BUNDLED_TOKENIZER, tokenizer_for
 from .coverage import GROUPS, judged, shares
 
 OWN = sorted((Path(__file__).parent / "templates").glob("*.jinja"))
@@ -58,6 +60,37 @@ def test_refuse_mode_refuses_what_does_not_continue_its_prompt_and_nothing_else(
         if default[name].outcome == "exact":
             mismatch = "prompt mismatch" in default[name].remarks
             assert (name, refusing[name].outcome) == (name, "refused" if mismatch else "exact")
+
+
+def other_than_alone(template: Path, tokenizer_file: Path) -> list[str]:
+    """The cases that come out otherwise among many of their form than alone, with a new masker."""
+    text = template.read_text(encoding="utf-8")
+    tokenizer = tokenizer_for(template.stem, text, tokenizer_file)
+    talks = [case(name, seed).conversation for seed in range(4) for name in BUILDERS]
+    together, alone = Masker(tokenizer).encode(talks), Masker(tokenizer)
+    different = []
+    for talk, found in zip(talks, together, strict=True):
+        try:
+            expected: list[Document] | MaskError = alone.documents(talk)
+        except MaskError as error:
+            expected = error
+        if isinstance(expected, MaskError) or isinstance(found, MaskError):
+            if repr(found) != repr(expected):
+                different.append(f"{talk.source}: {found!r} instead of {expected!r}")
+        elif found != expected:
+            different.append(talk.source)
+    return different
+
+
+@pytest.mark.parametrize("template", OWN, ids=lambda path: path.stem)
+def test_encoding_many_gives_what_encoding_one_gives(template: Path) -> None:
+    assert other_than_alone(template, BUNDLED_TOKENIZER) == []
+
+
+@needs_data
+@pytest.mark.parametrize("template", REAL, ids=lambda path: path.stem)
+def test_encoding_many_with_a_real_template_gives_what_encoding_one_gives(template: Path) -> None:
+    assert other_than_alone(template, real_tokenizer()) == []
 
 
 @needs_data

@@ -11,8 +11,8 @@ from typing import Any
 import tokenizers
 
 from sft.errors import MaskError
-from sft.tracking import is_data, message_of
-from sft.turns import ControlTokens
+from sft.masks.control import ControlTokens
+from sft.masks.origins import is_data, message_of
 
 _FIRST_STAND_IN = 0x10F000
 """Stand-ins for control tokens are characters of a private-use plane, one for each."""

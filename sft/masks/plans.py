@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from sft.formats import Conversation
-from sft.tracking import held_by, is_written
-from sft.turns import Rendition
+from sft.masks.origins import held_by, is_written
+from sft.masks.turns import Rendition
 
 SAMPLE = 256
 """Of so many conversations of a form, one is proven the slow way."""
