@@ -40,9 +40,16 @@ class Placed:
 class Placing:
     """Places the turns of one conversation."""
 
-    def __init__(self, renders: Renders, control: ControlTokens) -> None:
+    def __init__(self, renders: Renders, control: ControlTokens, silent_header: str) -> None:
+        """
+        Args:
+            renders: what the template makes of the conversation.
+            control: the control tokens.
+            silent_header: the header of a turn, where the template's generation prompt is empty.
+        """
         self._renders = renders
         self._control = control
+        self._silent_header = silent_header
 
     def place(self, render: Render, turn: int) -> Placed:
         """The turn in a render.
@@ -72,7 +79,10 @@ class Placing:
                 raise MaskError(f"messages[{turn}]: it cannot be told where this turn, which says nothing, begins.")
             return first, False
         if text.startswith(prompt.text):
-            return len(prompt.text), True
+            start = len(prompt.text)
+            if not prompt.generation_prompt and text.startswith(self._silent_header, start):
+                start += len(self._silent_header)
+            return start, True
         begin = render.first(*codes_of(turn))
         if text.startswith(prompt.history) and prompt.history_length:
             begin = prompt.history_length

@@ -98,6 +98,8 @@ class Renders:
         tail = prompt.origins.rstrip(written(OUTSIDE))
         if not history or len(tail) < len(prompt.text):
             return Prompt(prompt.text, len(tail))
+        if history == prompt.text:
+            return Prompt(prompt.text, len(history))
         return Prompt(prompt.text, boundary(self._control, prompt.text, shared_prefix(prompt.text, history)))
 
     def own_render(self, turn: int) -> Render | None:

@@ -75,6 +75,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def limited(text: str) -> str:
+    """The text, if it is no longer than a rendering may be."""
     if len(text) > SIZE_LIMIT:
         raise TemplateError(f"the chat template writes more than {SIZE_LIMIT:,} characters.")
     return text

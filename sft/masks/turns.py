@@ -52,8 +52,10 @@ class Turns:
     """Finds the turns of conversations for one template."""
 
     def __init__(self, template: ChatTemplate, control: ControlTokens) -> None:
+        habits = _habits(template, control)
         self._template = template
-        self._control = replace(control, ends=control.ends | _ends_in_next_header(template, control))
+        self._control = replace(control, ends=control.ends | habits.ends)
+        self._silent_header = habits.silent_header
 
     def renditions(
         self,
@@ -79,30 +81,41 @@ class Turns:
             raise MaskError(
                 f"the conversation has {len(conversation.messages)} messages; it must have at most {MAX_MESSAGES}."
             )
-        return _Analysis(Renders(self._template, self._control, conversation), self._control).renditions(
-            wanted, exact_history, mismatch
-        )
+        renders = Renders(self._template, self._control, conversation)
+        analysis = _Analysis(renders, self._control, self._silent_header)
+        return analysis.renditions(wanted, exact_history, mismatch)
 
 
-_PROBE = ("user", "assistant", "user", "assistant")
+@dataclass(frozen=True)
+class _Habits:
+    """What a template does with every conversation, as a made-up one shows it."""
+
+    ends: frozenset[str] = frozenset()
+    """The token that ends an assistant's turn where it is written before the next user message: what stands there and
+    not before the first one."""
+    silent_header: str = ""
+    """The header of an assistant's turn in a template whose generation prompt is empty."""
 
 
-def _ends_in_next_header(template: ChatTemplate, control: ControlTokens) -> set[str]:
-    """The token that ends an assistant's turn where the template writes it before the next user message: what stands
-    there and not before the first one."""
-    messages = [{"role": role, "content": f"probe{index}"} for index, role in enumerate(_PROBE)]
+def _habits(template: ChatTemplate, control: ControlTokens) -> _Habits:
+    roles = ("user", "assistant", "user", "assistant")
+    messages = [{"role": role, "content": f"probe{index}"} for index, role in enumerate(roles)]
     try:
         traced = template.trace(messages)
+        generation_prompt = template.render(messages[:1], add_generation_prompt=True) != template.render(messages[:1])
     except TemplateError:
-        return set()
+        return _Habits()
     text, origins = str.__str__(traced), traced.origins
-    first, second = (
-        text[origins.find(written(index)) : origins.find(held_by(index))] if written(index) in origins else ""
-        for index in (0, 2)
-    )
-    before = second.removesuffix(first).strip() if first and second != first and second.endswith(first) else ""
+    headers = [
+        text[origins.find(written(index)) : origins.find(held_by(index))]
+        if 0 <= origins.find(written(index)) < origins.find(held_by(index))
+        else ""
+        for index in range(len(roles))
+    ]
+    first, second = headers[0], headers[2]
+    before = second.removesuffix(first).strip() if first and second.endswith(first) else ""
     match = control.pattern.match(before)
-    return {match.group()} if match else set()
+    return _Habits(frozenset([match.group()] if match else []), "" if generation_prompt else headers[1])
 
 
 @dataclass(frozen=True)
@@ -117,10 +130,10 @@ class _Choice:
 class _Analysis:
     """One conversation."""
 
-    def __init__(self, renders: Renders, control: ControlTokens) -> None:
+    def __init__(self, renders: Renders, control: ControlTokens, silent_header: str) -> None:
         self._renders = renders
         self._control = control
-        self._placing = Placing(renders, control)
+        self._placing = Placing(renders, control, silent_header)
 
     def renditions(self, wanted: Sequence[int], exact_history: bool, mismatch: Mismatch) -> list[Rendition]:
         require_all_said(self._renders)

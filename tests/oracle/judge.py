@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from sft.formats import Conversation
 from sft.masking import Document, Masker, MaskError, MaskOptions
 
 from .cases import Case
@@ -95,11 +96,9 @@ class Judge:
         """What the masker (by default a new one) makes of the case, judged."""
         conversation = self.case.conversation
         messages, tools = copy.deepcopy(conversation.messages), copy.deepcopy(conversation.tools)
+        masker = masker or Masker(self.tokenizer, options=self.options)
         try:
-            masker = masker or Masker(self.tokenizer, options=self.options)
-            result: list[Document] | MaskError = masker.documents(replace(conversation, messages=messages, tools=tools))
-        except MaskError as error:
-            result = error
+            result = outcome(masker, replace(conversation, messages=messages, tools=tools))
         except Exception as error:  # a crash on one row ends a run of many
             return Verdict("WRONG", f"raises {type(error).__name__}: {error}")
         return self.judge(result)
@@ -115,7 +114,7 @@ class Judge:
         if self.renders.full is None:
             return Verdict("WRONG", f"documents of what does not render: {self.renders.problem}", len(result))
         try:
-            remarks = self._judge_documents(result, dropped)
+            remarks = self._judge_documents(list(map(_with_lists, result)), dropped)
         except WrongMaskError as wrong:
             return Verdict("WRONG", str(wrong), len(result))
         if dropped:
@@ -287,6 +286,27 @@ class Judge:
         weights = placed.document.weights or ()
         if any(weight for token, weight in enumerate(weights) if token not in trained):
             raise WrongMaskError(f"document {number} gives weight to tokens that are not trained")
+
+
+def outcome(masker: Masker, conversation: Conversation) -> list[Document] | MaskError:
+    """The documents, or the refusal."""
+    try:
+        return masker.documents(conversation)
+    except MaskError as error:
+        return error
+
+
+def columns(result: list[Document] | MaskError) -> Any:
+    """A result as plain values, to compare: columns may be lists or arrays."""
+    if isinstance(result, MaskError):
+        return str(result)
+    return [[None if column is None else list(column) for column in vars(document).values()] for document in result]
+
+
+def _with_lists(document: Document) -> Document:
+    weights = None if document.weights is None else [float(weight) for weight in document.weights]
+    ids, trained = [int(token_id) for token_id in document.input_ids], [bool(flag) for flag in document.trained]
+    return Document(ids, trained, weights, document.notes)
 
 
 def _after_blanks(text: str, start: int, end: int) -> int:

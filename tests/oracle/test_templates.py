@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sft.masking import Document, Masker, MaskError
+from sft.masking import Masker
 
 from .cases import BUILDERS, case
 from .control_tokens import BUNDLED_TOKENIZER, tokenizer_for
 from .coverage import GROUPS, judged, shares
+from .judge import columns, outcome
 
 OWN = sorted((Path(__file__).parent / "templates").glob("*.jinja"))
 DATA = Path(os.environ["CLEANSFT_TEST_DATA"]) if "CLEANSFT_TEST_DATA" in os.environ else None
@@ -68,18 +69,11 @@ def other_than_alone(template: Path, tokenizer_file: Path) -> list[str]:
     tokenizer = tokenizer_for(template.stem, text, tokenizer_file)
     talks = [case(name, seed).conversation for seed in range(4) for name in BUILDERS]
     together, alone = Masker(tokenizer).encode(talks), Masker(tokenizer)
-    different = []
-    for talk, found in zip(talks, together, strict=True):
-        try:
-            expected: list[Document] | MaskError = alone.documents(talk)
-        except MaskError as error:
-            expected = error
-        if isinstance(expected, MaskError) or isinstance(found, MaskError):
-            if repr(found) != repr(expected):
-                different.append(f"{talk.source}: {found!r} instead of {expected!r}")
-        elif found != expected:
-            different.append(talk.source)
-    return different
+    return [
+        f"{talk.source}: {columns(found)} instead of {columns(outcome(alone, talk))}"
+        for talk, found in zip(talks, together, strict=True)
+        if columns(found) != columns(outcome(alone, talk))
+    ]
 
 
 @pytest.mark.parametrize("template", OWN, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ from tiny import TOKENIZER
 
 from sft.config import ROOT
 from sft.formats import Conversation
-from sft.masking import Document, Masker, MaskError
+from sft.masking import Document, Masker, MaskError, MaskOptions
 
 WITH_MARKERS = (ROOT / "sft" / "templates" / "chatml.jinja").read_text()
 PLAIN = (
@@ -80,10 +80,16 @@ def load_cached(template: str) -> Any:
     return _TOKENIZERS.setdefault(template, load(template))
 
 
-def test_a_template_that_rewrites_history_is_refused_with_the_turn() -> None:
-    with pytest.raises(MaskError, match=r"messages\[1\]: the chat template renders what comes before"):
-        Masker(load(FORGETFUL)).documents(conversation("a", "b", "c", "d"))
-    Masker(load(FORGETFUL)).documents(conversation("a", "b"))
+def test_a_turn_that_the_template_rewrites_later_is_trained_under_its_own_prompt() -> None:
+    tokenizer, talk = load(FORGETFUL), conversation("a", "b", "c", "d")
+    documents = Masker(tokenizer).documents(talk)
+    for document, end in zip(documents, (2, 4), strict=True):
+        expected = tokenizer.apply_chat_template(list(talk.messages[:end]), return_dict=True)["input_ids"]
+        assert document.input_ids == expected
+    assert [trained_texts(tokenizer, document) for document in documents] == [["b<|im_end|>"], ["d<|im_end|>"]]
+    assert any("renders it differently" in note for note in documents[0].notes)
+    (whole,) = Masker(tokenizer, options=MaskOptions(history="as_rendered")).documents(talk)
+    assert whole.input_ids == documents[1].input_ids
 
 
 def test_the_users_repetition_of_the_answer_is_not_trained() -> None:

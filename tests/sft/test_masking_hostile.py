@@ -11,7 +11,7 @@ from tiny import TOKENIZER
 
 from sft.config import ROOT
 from sft.formats import Conversation
-from sft.masking import Masker, MaskError
+from sft.masking import Masker, MaskError, MaskOptions
 
 MARKERS = (ROOT / "sft" / "templates" / "chatml.jinja").read_text()
 PREFIX = MARKERS.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
@@ -37,7 +37,8 @@ def trained(template: str, *turns: tuple[str, str]) -> list[str]:
     conversation = talk(*turns)
     (document,) = Masker(tokenizer(template)).documents(conversation)
     encoded = tokenizer(template).apply_chat_template(list(conversation.messages), return_dict=True)
-    assert document.input_ids == list(encoded["input_ids"])
+    if not any("control strings" in note for note in document.notes):
+        assert document.input_ids == list(encoded["input_ids"])
     pairs = groupby(zip(document.input_ids, document.trained, strict=True), key=lambda pair: pair[1])
     return [tokenizer(template).decode([token for token, _ in run]) for is_trained, run in pairs if is_trained]
 
@@ -83,7 +84,7 @@ def test_text_beyond_ascii_is_trained_to_its_last_byte(template: str) -> None:
 
 @BOTH
 def test_a_role_that_the_template_refuses_is_refused_with_its_words(template: str) -> None:
-    with pytest.raises(MaskError, match="role is critic; it must be system, user, assistant or tool"):
+    with pytest.raises(MaskError, match="role is critic; it must be system, developer, user, assistant or tool"):
         Masker(tokenizer(template)).documents(talk(("critic", "x"), ("assistant", "a")))
 
 
@@ -98,15 +99,15 @@ def test_a_line_break_inside_the_generation_block_is_not_trained() -> None:
     ]
 
 
-def test_a_generation_block_without_end_of_turn_trains_the_text_alone() -> None:
+def test_the_end_of_turn_is_trained_also_outside_of_a_generation_block() -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
         "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     )
-    assert trained(template, ("user", "q"), ("assistant", "a")) == ["a"]
+    assert trained(template, ("user", "q"), ("assistant", "a")) == [f"a{END}"]
 
 
-def test_a_token_that_belongs_half_to_the_answer_is_refused() -> None:
+def test_a_token_that_joins_the_header_and_the_answer_is_trained_with_the_answer() -> None:
     """The vocabulary has words with the space before them; here the block begins behind that space."""
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}x {% generation %}{{ m.content }}<|im_end|>"
@@ -122,37 +123,59 @@ def test_a_token_that_belongs_half_to_the_answer_is_refused() -> None:
         None,
     )
     assert merged is not None
-    with pytest.raises(MaskError, match="reaches over the edge of an assistant's turn"):
-        Masker(loaded).documents(talk(("user", "q"), ("assistant", merged.strip())))
+    assert trained(template, ("user", "q"), ("assistant", merged.strip())) == [f"{merged}{END}"]
 
 
-def test_the_prefix_method_refuses_what_it_cannot_prove_and_names_the_turn() -> None:
-    """Earlier answers are shortened once a later turn is there, as templates of reasoning models do."""
+def test_a_token_that_joins_what_two_people_say_is_refused() -> None:
+    loaded = tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert len(loaded(" the", add_special_tokens=False)["input_ids"]) == 1
+    with pytest.raises(MaskError, match="joins the turn with what another message says"):
+        Masker(loaded).documents(talk(("user", " t"), ("assistant", "he")))
+
+
+def test_reasoning_that_later_turns_drop_is_trained_in_a_document_of_its_own() -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{{ m.content.split('</think>')[-1] if m.role == 'assistant' and not loop.last else m.content }}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     turns = [("user", "q"), ("assistant", "<think>t</think>a"), ("user", "r"), ("assistant", "b")]
-    with pytest.raises(MaskError, match=r"^messages\[1\]: .*Use a template with \{% generation %\} markers\."):
-        trained(template, *turns)
+    documents = Masker(tokenizer(template)).documents(talk(*turns))
+    decode = tokenizer(template).decode
+    assert [decode([i for i, flag in zip(d.input_ids, d.trained, strict=True) if flag]) for d in documents] == [
+        f"<think>t</think>a{END}",
+        f"b{END}",
+    ]
     turns[1] = ("assistant", "a")
     assert trained(template, *turns) == [f"a{END}", f"b{END}"]
 
 
-def test_the_prefix_method_refuses_a_template_that_ignores_the_generation_prompt_it_renders() -> None:
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-    )
-    with pytest.raises(MaskError, match=r"messages\[1\]"):
-        trained(template, ("user", "q"), ("assistant", "a"))
+OPENS_THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 
 
-def test_a_conversation_without_a_trained_token_is_refused() -> None:
-    template = "{% for m in messages %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}"
-    with pytest.raises(MaskError, match="no token of the conversation would be trained"):
-        trained(template, ("user", "q"), ("assistant", "a"))
+def test_a_turn_without_the_think_block_that_the_prompt_opens_is_trained_as_rendered_and_named() -> None:
+    assert trained(OPENS_THINKING, ("user", "q"), ("assistant", "a")) == [f"a{END}"]
+    (document,) = Masker(tokenizer(OPENS_THINKING)).documents(talk(("user", "q"), ("assistant", "a")))
+    assert any("generation prompt" in note for note in document.notes)
+
+
+def test_such_a_turn_is_put_under_its_prompt_or_refused_where_the_settings_say_so() -> None:
+    loaded, conversation = tokenizer(OPENS_THINKING), talk(("user", "q"), ("assistant", "a"))
+    (document,) = Masker(loaded, options=MaskOptions(prompt_mismatch="unroll")).documents(conversation)
+    prompt = loaded.apply_chat_template(list(conversation.messages[:1]), add_generation_prompt=True, return_dict=True)
+    assert document.input_ids[: len(prompt["input_ids"])] == prompt["input_ids"]
+    assert loaded.decode(document.input_ids).endswith(f"<think>\na{END}")
+    with pytest.raises(MaskError, match=r"messages\[1\]: .* generation prompt"):
+        Masker(loaded, options=MaskOptions(prompt_mismatch="refuse")).documents(conversation)
+
+
+def test_a_conversation_of_which_no_turn_is_wanted_is_refused() -> None:
+    conversation = Conversation(talk(("user", "q"), ("assistant", "a")).messages, "t:1", weights=(0.0, 0.0))
+    with pytest.raises(MaskError, match="no turn of the conversation is to be trained"):
+        Masker(tokenizer(MARKERS)).documents(conversation)
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
