@@ -92,19 +92,19 @@ class Placing:
         if text.startswith(header, begin):
             return begin + len(header), True
         limit = len(text) if first is None else first
-        shared = shared_prefix(header, text[begin:limit])
-        rest = _MARKUP.match(text, begin + shared, limit)
+        cut = boundary(self._control, text, begin + shared_prefix(header, text[begin:limit]), begin)
+        rest = _MARKUP.match(text, cut, limit)
         if rest is not None:
             # Where the template leaves out a part in the middle, such as an opened think block, the end still stands.
-            ends = (end for end in range(rest.end(), rest.start(), -1) if header.endswith(text[rest.start() : end]))
-            end = next(ends, rest.start())
-            if text[rest.start() : end].strip():
+            ends = (end for end in range(rest.end(), cut, -1) if header.endswith(text[cut:end]))
+            end = next(ends, cut)
+            if text[cut:end].strip():
                 return end, False
-        if first is not None and begin + shared == first:
+        if cut == first:
             # What the turn itself holds may repeat the end of the generation prompt.
             repeated = _MARKUP.match(text, first)
-            shared += shared_prefix(header[shared:], repeated.group() if repeated else "")
-        return boundary(self._control, text, begin + shared, begin), False
+            cut += shared_prefix(header[cut - begin :], repeated.group() if repeated else "")
+        return boundary(self._control, text, cut, begin), False
 
     def _end(self, render: Render, turn: int, content_end: int) -> tuple[int, bool]:
         """(where the turn ends, its stop token included, whether it has one)."""

@@ -63,7 +63,7 @@ class TrackedSandbox(Sandbox):
         return limited(concatenated([part if isinstance(part, str) else str(part) for part in parts]))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+" and isinstance(left, _Safe) != isinstance(right, _Safe):
+        if operator == "+" and (isinstance(left, _Safe) or isinstance(right, _Safe)):
             left, right = (part if isinstance(part, _Safe) else _safe(_html_escaped(part)) for part in (left, right))
             return _safe(concatenated((left, right)))
         return super().call_binop(context, operator, left, right)

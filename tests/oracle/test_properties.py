@@ -102,8 +102,8 @@ def documents_of(name: str, talk: Conversation) -> list[Document]:
     try:
         return masker(name).documents(talk)
     except MaskError as error:
-        reason, texts = str(error), [str(message) for message in talk.messages]
-        blank = any(not message["content"].strip() for message in talk.messages)
+        reason, texts = str(error), [message["content"] for message in talk.messages]
+        blank = any(not text.strip() for text in texts)
         stand_ins = any(character >= "\U0010f000" for text in texts for character in text)
         is_right = (
             ("leaves out" in reason and blank)
@@ -177,10 +177,9 @@ def test_with_error_instead_of_escape_a_control_string_never_passes(name: str, t
 @settings(FEW, max_examples=12)
 @given(data=st.lists(talks(hostile), min_size=2, max_size=5))
 def test_encoding_many_gives_what_encoding_one_gives(name: str, data: list[Conversation]) -> None:
-    template = masker(name)
-    together = template.encode([*data, *data])
-    for talk, found in zip([*data, *data], together, strict=True):
-        assert columns(found) == columns(outcome(template, talk))
+    many, alone = (Masker(masker(name).tokenizer) for _ in range(2))
+    for talk, found in zip([*data, *data], many.encode([*data, *data]), strict=True):
+        assert columns(found) == columns(outcome(alone, talk))
 
 
 @FEW
