@@ -46,12 +46,18 @@ def notes_of(renders: Renders, render: Render, control: ControlTokens) -> list[s
 
 
 def _shows(shown: Render, index: int, content: Any, is_reply: bool) -> bool:
-    """Whether a message's content stands in a render; of a reply's, reasoning may be left out."""
+    """Whether a message's content stands in a render; of a reply's, reasoning may be left out, and white space of any."""
+    codes = (held_by(index), lost(index))
+    num_shown = sum(shown.origins.count(code) for code in codes)
     if not isinstance(content, str):
-        return held_by(index) in shown.origins
-    said = content.rpartition("</think>")[2] if is_reply else content
-    num_shown = shown.origins.count(held_by(index)) + shown.origins.count(lost(index))
-    return num_shown >= len(said.strip()) > 0 or (not said.strip() and num_shown > 0)
+        return num_shown > 0
+    said = content.rpartition("</think>")[2].strip() if is_reply else content.strip()
+    if num_shown >= max(len(said), 1):
+        return True
+    words_shown = sum(
+        code in codes and not character.isspace() for character, code in zip(shown.text, shown.origins, strict=True)
+    )
+    return words_shown >= max(len("".join(said.split())), 1)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -115,7 +115,8 @@ def _habits(template: ChatTemplate, control: ControlTokens) -> _Habits:
     first, second = headers[0], headers[2]
     before = second.removesuffix(first).strip() if first and second.endswith(first) else ""
     match = control.pattern.match(before)
-    return _Habits(frozenset([match.group()] if match else []), "" if generation_prompt else headers[1])
+    silent_header = headers[1] if not generation_prompt and headers[1].strip() else ""
+    return _Habits(frozenset([match.group()] if match else []), silent_header)
 
 
 @dataclass(frozen=True)
