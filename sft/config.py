@@ -231,6 +231,11 @@ class Args:
             object.__setattr__(self, "lora", LoraArgs(**self.lora))
 
     @property
+    def train_sources(self) -> dict[str, float]:
+        """File → how often its rows are seen in an epoch."""
+        return dict(self.train_files) or {str(self.train_file): 1.0}
+
+    @property
     def peak_learning_rate(self) -> float:
         """`learning_rate`, or the default that belongs to full fine-tuning or to LoRA."""
         default = LORA_LEARNING_RATE if self.lora.enabled else FULL_LEARNING_RATE

@@ -1,75 +1,166 @@
-"""ConversationDataset: a file of conversations as documents of token ids, and documents as padded batches."""
+"""ConversationDataset: conversations as documents of token ids, in memory or memory-mapped from the cache."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sft.batching import Batch, collate
+from sft.documents import Document
+from sft.encoding import Encoding
+from sft.encoding_cache import EncodingCache, Prepared, Source
 from sft.errors import DataError
-from sft.formats import MAX_SHOWN_PROBLEMS, Conversation
-from sft.masking import Document, Masker
+from sft.formats import Conversation
+from sft.masking import Masker
+from sft.rows import BadRow, BadRows
+from sft.sources import num_times
+from sft.token_columns import TokenColumns
+from sft.truncation import Truncation
 
 
 class ConversationDataset(Sequence[Document]):
     """Documents in the order of their rows, with what happened on the way counted.
 
     Attributes:
-        counts: rows, documents, truncated, dropped (nothing trained was left within `max_length`), tokens,
-            trained_tokens.
+        counts: rows, bad rows, documents, tokens, trained_tokens, and documents truncated and dropped, by reason.
+        notes: documents for each of the masker's notes.
+        stop_token_ids: the tokens that ended trained turns.
     """
 
-    def __init__(self, conversations: Iterable[Conversation], masker: Masker, max_length: int) -> None:
-        """
+    def __init__(
+        self,
+        conversations: Iterable[Conversation | BadRow],
+        masker: Masker,
+        max_length: int,
+        truncation: Truncation = "right",
+        bad_rows: BadRows | None = None,
+    ) -> None:
+        """Encodes in memory, in this process; `from_sources` is for files.
+
+        Args:
+            conversations: in order.
+            masker: tokenizer, template and what is trained.
+            max_length: tokens of a document.
+            truncation: what happens to longer ones.
+            bad_rows: what happens to rows that cannot be used; by default they are an error.
+
         Raises:
             DataError: rows that cannot be masked, each with file and line; or no document is left.
         """
-        self._pad_token_id = masker.pad_token_id
-        self.counts: Counter[str] = Counter()
-        self._documents: list[Document] = []
-        problems: list[str] = []
-        for conversation in conversations:
-            self.counts["rows"] += 1
-            try:
-                for document in masker.documents(conversation):
-                    self._add(document, max_length)
-            except DataError as error:
-                problems.append(f"{conversation.source}: {error}")
-        if problems:
-            shown = problems[:MAX_SHOWN_PROBLEMS]
-            raise DataError("\n".join([*shown, f"{len(problems)} of {self.counts['rows']} rows cannot be masked."]))
-        if not self._documents:
+        encoded = Encoding(masker, max_length, truncation).encode(list(enumerate(conversations)))
+        prepared = Prepared(encoded.columns, encoded.bad, encoded.counts, encoded.notes, encoded.stop_token_ids)
+        self._start([(prepared, 1.0)], masker.pad_token_id, max_length, bad_rows or BadRows())
+
+    @classmethod
+    def from_sources(
+        cls,
+        sources: Mapping[Source, float],
+        encoding: Encoding,
+        cache: EncodingCache,
+        *,
+        num_processes: int = 1,
+        makes: bool = True,
+        bad_rows: BadRows | None = None,
+    ) -> ConversationDataset:
+        """The documents of files, encoded by worker processes and kept in the cache.
+
+        Args:
+            sources: each with how often its documents are seen in an epoch.
+            encoding: how conversations become documents.
+            cache: where they are kept.
+            num_processes: workers.
+            makes: take part in encoding what is not in the cache, or wait for it.
+            bad_rows: what happens to rows that cannot be used; by default they are an error.
+
+        Raises:
+            DataError: rows that cannot be used; or no document is left.
+            StorageError: the cache cannot be written.
+        """
+        made = cls.__new__(cls)
+        prepared = [
+            (cache.prepared(source, encoding, num_processes, makes=makes), times) for source, times in sources.items()
+        ]
+        made._start(prepared, encoding.masker.pad_token_id, encoding.max_length, bad_rows or BadRows())
+        return made
+
+    def _start(
+        self, prepared: Sequence[tuple[Prepared, float]], pad_token_id: int, max_length: int, bad_rows: BadRows
+    ) -> None:
+        self._pad_token_id = pad_token_id
+        self._parts = [(part.columns, *_repeats(len(part.columns), times)) for part, times in prepared]
+        self._starts = np.cumsum([0, *(_num_seen(part) for part in self._parts)])
+        self.counts: Counter[str] = sum((part.counts for part, _ in prepared), Counter())
+        self.notes: Counter[str] = sum((part.notes for part, _ in prepared), Counter())
+        self.stop_token_ids = frozenset[int]().union(*(part.stop_token_ids for part, _ in prepared))
+        for bad in (bad for part, _ in prepared for bad in part.bad):
+            bad_rows.add(bad)
+        bad_rows.finish(self.counts["rows"])
+        self.counts["bad rows"] = bad_rows.count
+        if not len(self):
             raise DataError(f"no row has a trained token within max_length {max_length}. Raise max_length.")
 
-    def _add(self, document: Document, max_length: int) -> None:
-        if len(document) > max_length:
-            document = Document(document.input_ids[:max_length], document.trained[:max_length])
-            if not document.num_trained_tokens:
-                self.counts["dropped"] += 1
-                return
-            self.counts["truncated"] += 1
-        self.counts["documents"] += 1
-        self.counts["tokens"] += len(document)
-        self.counts["trained_tokens"] += document.num_trained_tokens
-        self._documents.append(document)
-
     def __len__(self) -> int:
-        return len(self._documents)
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Document:  # type: ignore[override]
-        return self._documents[index]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        columns, whole, extra = self._parts[number]
+        position = index - int(self._starts[number])
+        is_whole = position < whole * len(columns)
+        return columns[position % len(columns) if is_whole else int(extra[position - whole * len(columns)])]
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each document; memory-mapped where there is one source, seen once."""
+        return self._column("lengths")
+
+    @property
+    def num_trained(self) -> NDArray[np.int32]:
+        """Trained tokens of each document, likewise."""
+        return self._column("num_trained")
+
+    def _column(self, name: str) -> NDArray[np.int32]:
+        found = []
+        for columns, whole, extra in self._parts:
+            column: NDArray[np.int32] = getattr(columns, name)
+            found += [column] * whole + ([column[extra]] if len(extra) else [])
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The documents of these rows, padded on the right; no rows give one token without a label, so that a rank
         with nothing to do can still take part in the collectives of a step."""
-        return collate([self._documents[row] for row in rows], self._pad_token_id)
+        return collate([self[row] for row in rows], self._pad_token_id)
 
     @property
     def summary(self) -> str:
         """One line for the log."""
-        parts = [f"{self.counts['documents']:,} documents", f"{self.counts['tokens']:,} tokens"]
+        counts = self.counts
+        parts = [f"{counts['documents']:,} documents", f"{counts['tokens']:,} tokens"]
         parts.append(
-            f"{self.counts['trained_tokens']:,} trained ({self.counts['trained_tokens'] / self.counts['tokens']:.0%})"
+            f"{counts['trained_tokens']:,} trained ({counts['trained_tokens'] / max(counts['tokens'], 1):.0%})"
         )
-        parts += [f"{self.counts[name]:,} {name}" for name in ("truncated", "dropped") if self.counts[name]]
+        told = ("rows", "documents", "tokens", "trained_tokens", "whole")
+        parts += [f"{number:,} {name}" for name, number in counts.items() if number and name not in told]
         return ", ".join(parts)
+
+
+_Part = tuple[TokenColumns, int, NDArray[np.int64]]
+
+
+def _repeats(num_documents: int, times: float) -> tuple[int, NDArray[np.int64]]:
+    """(how often every document is seen in an epoch, which are seen once more)."""
+    whole = int(times)
+    if times == whole:
+        return whole, np.zeros(0, dtype=np.int64)
+    more = (num_times(index, times) > whole for index in range(num_documents))
+    return whole, np.flatnonzero(np.fromiter(more, dtype=bool, count=num_documents))
+
+
+def _num_seen(part: _Part) -> int:
+    columns, whole, extra = part
+    return whole * len(columns) + len(extra)

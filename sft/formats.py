@@ -6,16 +6,14 @@ Each row decides for itself which form it has; docs/data-formats.md lists the fo
 from __future__ import annotations
 
 import functools
-import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sft.config import COLUMNS
 from sft.errors import DataError
 from sft.messages import read_message, read_tools, read_weight
-from sft.rows import MAX_SHOWN_PROBLEMS
 from sft.values import check_text, check_texts, kind, parsed, shown
 
 Message = Mapping[str, Any]
@@ -282,29 +280,3 @@ def _template_kwargs(row: _Row) -> dict[str, Any]:
         raise DataError(f"{name} sets {shown(taken[0])}, which is the trainer's own. Take it out.")
     check_texts(value, name)
     return {key: item for key, item in value.items() if item is not None}
-
-
-def read_conversations(
-    name: str, columns: Mapping[str, str] | None = None, max_rows: int | None = None
-) -> list[Conversation]:
-    """All conversations of a source; `sft.sources.read_conversations` gives them one by one.
-
-    Raises:
-        DataError: there are rows that are none, each with file and line.
-    """
-    # By name, for the time being: sources stands above this module.
-    sources, rows = importlib.import_module("sft.sources"), importlib.import_module("sft.rows")
-    found: Iterator[Any] = sources.read_conversations(name, columns, max_rows)
-    conversations, bad_rows = [], rows.BadRows("error")
-    for item in found:
-        if isinstance(item, Conversation):
-            conversations.append(item)
-        else:
-            bad_rows.add(item)
-    if not conversations and not bad_rows.count:
-        raise DataError(f"{name}: the file holds no row. Name a file with at least one conversation.")
-    bad_rows.finish(len(conversations) + bad_rows.count)
-    return conversations
-
-
-__all__ = ["MAX_SHOWN_PROBLEMS", "Columns", "Conversation", "Message", "conversation", "read_conversations"]

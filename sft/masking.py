@@ -13,45 +13,21 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sft.config import Args
+from sft.documents import Document
 from sft.errors import MaskError
 from sft.formats import Conversation
 from sft.masks.origins import message_of
 from sft.masks.placing import Span
-from sft.masks.plans import SAMPLE, Plan, form_of, plan_of
+from sft.masks.plans import SAMPLE, Filled, Plan, form_of, plan_of
 from sft.masks.sandbox import TIME_LIMIT_S, TemplateError, time_limit
 from sft.masks.template import ChatTemplate
-from sft.masks.token_spans import token_edge, token_weights, turn_starts
-from sft.masks.tokens import TextTokenizer, Tokens
+from sft.masks.token_spans import token_edge, token_weights, turn_positions, turn_starts
+from sft.masks.tokens import TextTokenizer, TokenizerParts, Tokens
 from sft.masks.turns import Rendition, Turns
 
 __all__ = ["Document", "MaskError", "MaskOptions", "Masker"]
-
-
-@dataclass(frozen=True)
-class Document:
-    """One sequence of tokens to train on."""
-
-    input_ids: Sequence[int] | NDArray[np.int32]
-    trained: Sequence[bool] | NDArray[np.bool_]
-    """One per token: the loss is taken where the token is predicted."""
-    weights: Sequence[float] | NDArray[np.float32] | None = None
-    """One per token, where they are not all 1: what the token's loss is multiplied by. 0 where not trained."""
-    notes: tuple[str, ...] = ()
-    """What a person should know about how the document was made, in words that are the same for like documents."""
-
-    turn_starts: tuple[int, ...] = ()
-    """The first token of each message, its header included."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def num_trained_tokens(self) -> int:
-        """Tokens with a loss; the first token of a sequence is predicted from nothing and has none."""
-        return sum(self.trained[1:])
 
 
 @dataclass(frozen=True)
@@ -65,6 +41,7 @@ class MaskOptions:
     system_prompt: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     template_date: str | None = None
+    truncation: Literal["right", "left", "drop"] = "right"
 
     @classmethod
     def of(cls, args: Args) -> MaskOptions:
@@ -88,7 +65,7 @@ class Masker:
     ) -> None:
         """
         Args:
-            tokenizer: a fast tokenizer of transformers with a chat template.
+            tokenizer: a fast tokenizer of transformers with a chat template, or its `TokenizerParts`.
             pad_token_id: what batches of its documents are filled up with.
             options: what is trained, and how.
             stop_tokens: tokens that end a turn for the model, beside the tokenizer's end-of-text token.
@@ -96,27 +73,29 @@ class Masker:
         Raises:
             MaskError: the tokenizer has no chat template, or is a slow one, which does not tell where a token stands.
         """
-        if not tokenizer.chat_template:
-            remedy = "Give one with chat_template_path, for example chatml."
-            raise MaskError(f"the tokenizer has no chat template. {remedy}")
-        if not isinstance(tokenizer.chat_template, str):
-            names = ", ".join(tokenizer.chat_template)
-            raise MaskError(f"the tokenizer has several chat templates ({names}). Choose one with chat_template_path.")
-        if not tokenizer.is_fast:
-            raise MaskError("the tokenizer is a slow one; a fast tokenizer (tokenizer.json) is needed.")
-        self.tokenizer = tokenizer
+        self.parts = tokenizer if isinstance(tokenizer, TokenizerParts) else TokenizerParts.of(tokenizer)
+        self._stop_tokens = tuple(stop_tokens)
         self.pad_token_id = pad_token_id
         self.options = options or MaskOptions()
         self.stop_token_ids: set[int] = set()
         """The tokens that ended a trained turn so far: where `generate` must stop."""
-        variables = {**tokenizer.special_tokens_map, **self.options.template_kwargs}
-        self.template = ChatTemplate(tokenizer.chat_template, variables, self.options.template_date)
-        self._text = TextTokenizer(tokenizer, tokenizer.chat_template, stop_tokens)
+        variables = {**dict(self.parts.special_tokens), **self.options.template_kwargs}
+        self.template = ChatTemplate(self.parts.template, variables, self.options.template_date)
+        self._text = TextTokenizer(self.parts, stop_tokens)
         self._turns = Turns(self.template, self._text.control)
         self._is_control = np.zeros(self._text.vocabulary_size, dtype=bool)
         self._is_control[list(self._text.control_ids)] = True
         self._plans: dict[Hashable, list[Plan]] = {}
         self._num_fitted: Counter[Hashable] = Counter()
+
+    def __reduce__(self) -> tuple[type[Masker], tuple[Any, ...]]:
+        """Other processes make it anew from plain values."""
+        return Masker, (self.parts, self.pad_token_id, self.options, self._stop_tokens)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the greatest token id."""
+        return self._text.vocabulary_size
 
     def documents(self, conversation: Conversation) -> list[Document]:
         """The documents that train the wanted turns of the conversation, each turn in exactly one of them.
@@ -135,20 +114,22 @@ class Masker:
                 raise
             renditions = self._renditions(filled, weights)
         replies = frozenset(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
-        documents = [self._document(rendition, weights, replies) for rendition in renditions]
+        users = _user_turns(conversation) if self.options.truncation == "left" else []
+        documents = [self._document(rendition, weights, replies, users) for rendition in renditions]
         self._keep_plans(conversation, weights, renditions, documents)
         return documents
 
     def encode(self, conversations: Sequence[Conversation]) -> list[list[Document] | MaskError]:
         """`documents` of many conversations, which is faster; a refused one gives its error in its place."""
         results: list[list[Document] | MaskError | None] = [None] * len(conversations)
-        planned: list[tuple[int, Plan, str, list[tuple[int, int, int]], list[float]]] = []
+        planned: list[tuple[int, Filled, list[float]]] = []
         with time_limit(TIME_LIMIT_S):  # one for all: setting it takes longer than a rendering of the usual kind
             for index, conversation in enumerate(conversations):
-                planned += [(index, *document) for document in self._fitted(conversation)]
-        encodings = self._text.encode_batch([text for _, _, text, _, _ in planned])
-        for (index, plan, _, spans, weights), encoding in zip(planned, encodings, strict=True):
-            document = self._planned_document(plan, spans, weights, encoding)
+                fitting, weights = self._filled(conversation)
+                planned += [(index, filled, weights) for filled in fitting]
+        encodings = self._text.encode_batch([filled.text for _, filled, _ in planned])
+        for (index, filled, weights), encoding in zip(planned, encodings, strict=True):
+            document = self._planned_document(filled, weights, encoding)
             made = results[index]
             if document is None or isinstance(made, MaskError):
                 results[index] = MaskError("")  # the slow way tells
@@ -172,8 +153,9 @@ class Masker:
             return
         found = []
         for rendition, document in zip(renditions, documents, strict=True):
+            turns = turn_positions(rendition.origins, _user_turns(conversation))
             num_control_tokens = int(self._is_control[np.asarray(document.input_ids)].sum())
-            plan = plan_of(rendition, conversation, document.notes, num_control_tokens)
+            plan = plan_of(rendition, conversation, turns, document.notes, num_control_tokens)
             if plan is not None:
                 found.append(plan)
         if len(found) < len(renditions) or self._plans.setdefault(form, found) != found:
@@ -185,39 +167,32 @@ class Masker:
         except MaskError as error:
             return error
 
-    def _fitted(self, conversation: Conversation) -> list[tuple[Plan, str, list[tuple[int, int, int]], list[float]]]:
-        """The conversation's documents by the plans of its form; none if it has to take the slow way."""
+    def _filled(self, conversation: Conversation) -> tuple[list[Filled], list[float]]:
+        """The conversation in the plans of its form, and its messages' weights; no plan if it takes the slow way."""
         conversation = self._with_system_prompt(conversation)
         weights = self._weights(conversation)
         form = form_of(conversation, weights)
         plans = self._plans.get(form)
         if form is None or not plans:
-            return []
+            return [], weights
         self._num_fitted[form] += 1
         if self._num_fitted[form] % SAMPLE == 0:
-            return []
-        found = []
-        for plan in plans:
-            text, spans = plan.fill(conversation)
-            try:
-                rendered = self.template.render(conversation.messages[: plan.num_messages])
-            except TemplateError:
-                return []
-            if rendered != text:
-                return []
-            found.append((plan, text, spans, weights))
-        return found
+            return [], weights
+        found = [plan.fill(conversation) for plan in plans]
+        try:
+            rendered = [self.template.render(conversation.messages[: plan.num_messages]) for plan in plans]
+        except TemplateError:
+            return [], weights
+        return (found if rendered == [filled.text for filled in found] else []), weights
 
-    def _planned_document(
-        self, plan: Plan, spans: Sequence[tuple[int, int, int]], weights: Sequence[float], encoding: Any
-    ) -> Document | None:
+    def _planned_document(self, filled: Filled, weights: Sequence[float], encoding: Any) -> Document | None:
         """The document, with the mask that the plan says; None if a token reaches over an edge or data made a control
         token."""
         ids = np.array(encoding.ids, dtype=np.int32)
-        if int(self._is_control[ids].sum()) != plan.num_control_tokens:
+        if int(self._is_control[ids].sum()) != filled.plan.num_control_tokens:
             return None
         values = np.zeros(len(ids), dtype=np.float32)
-        for start, end, message in spans:
+        for start, end, message in filled.spans:
             first, last = token_edge(encoding, start, len(ids)), token_edge(encoding, end, len(ids))
             if first is None or last is None:
                 return None
@@ -227,8 +202,14 @@ class Masker:
         trained = values > 0
         if not trained[1:].any():
             return None
-        is_weighted = any(weights[message] != 1.0 for _, _, message in spans)
-        return Document(ids, trained, values if is_weighted else None, plan.notes)
+        is_weighted = any(weights[message] != 1.0 for _, _, message in filled.spans)
+        starts: list[int] = []
+        if self.options.truncation == "left":
+            found = [token_edge(encoding, position, len(ids)) for position in filled.turns]
+            if None in found:
+                return None
+            starts = [token for token in found if token is not None]
+        return Document(ids, trained, values if is_weighted else None, filled.plan.notes, tuple(starts))
 
     def _with_system_prompt(self, conversation: Conversation) -> Conversation:
         """The conversation with the system message of the settings, where they have one."""
@@ -270,7 +251,9 @@ class Masker:
             mismatch=self.options.prompt_mismatch,
         )
 
-    def _document(self, rendition: Rendition, weights: Sequence[float], replies: frozenset[int]) -> Document:
+    def _document(
+        self, rendition: Rendition, weights: Sequence[float], replies: frozenset[int], users: Sequence[int]
+    ) -> Document:
         tokens, notes = self._tokens(rendition, replies)
         values = token_weights(tokens.offsets, rendition, weights)
         trained = [value > 0 for value in values]
@@ -282,7 +265,7 @@ class Masker:
             trained,
             values if any(value not in (0.0, 1.0) for value in values) else None,
             (*rendition.notes, *notes),
-            turn_starts(tokens.offsets, rendition.origins),
+            turn_starts(tokens.offsets, turn_positions(rendition.origins, users)) if users else (),
         )
 
     def _tokens(self, rendition: Rendition, replies: frozenset[int]) -> tuple[Tokens, list[str]]:
@@ -317,6 +300,10 @@ class Masker:
             if flag and (index + 1 == len(trained) or not trained[index + 1])
         )
         self.stop_token_ids.update(ids[index] for index in ends if ids[index] in self._text.control_ids)
+
+
+def _user_turns(conversation: Conversation) -> list[int]:
+    return [index for index, message in enumerate(conversation.messages) if message["role"] == "user"]
 
 
 def _with_content(conversation: Conversation) -> Conversation:

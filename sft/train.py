@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,15 +94,15 @@ def train_in_world(args: Args, world: World) -> None:
     from sft.export import export_model
     from sft.history import History
     from sft.loop import Plan, train
-    from sft.masking import Masker
+    from sft.masking import Masker, MaskOptions
     from sft.model import build_tokenizer, pad_token_id
 
     output_dir = _prepared_output_dir(args, world)
     tokenizer = build_tokenizer(args)
-    masker = Masker(tokenizer, pad_token_id(tokenizer))
-    train_data = _dataset(str(args.train_file), args.max_train_samples, masker, args, world)
-    eval_data = _dataset(args.eval_file, args.max_eval_samples, masker, args, world) if args.eval_file else None
-    built, engine = build_engine(args, tokenizer, sorted(masker.stop_token_ids), output_dir, world)
+    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args))
+    train_data = _dataset(args.train_sources, args.max_train_samples, masker, args, world)
+    eval_data = _dataset({args.eval_file: 1.0}, args.max_eval_samples, masker, args, world) if args.eval_file else None
+    built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)
     plan = Plan.of(args, len(train_data), world.size)
     checkpoints = Checkpoints(output_dir / "checkpoints", world, plan.identity(args), args.save_total_limit)
     found = checkpoints.find(args.resume_from_checkpoint)
@@ -135,13 +135,27 @@ def _prepared_output_dir(args: Args, world: World) -> Path:
     return output_dir
 
 
-def _dataset(name: str, max_rows: int | None, masker: Masker, args: Args, world: World) -> ConversationDataset:
-    """The documents of a file. Each rank encodes for itself: nobody waits inside a collective for another."""
+def _dataset(
+    files: Mapping[str, float], max_rows: int | None, masker: Masker, args: Args, world: World
+) -> ConversationDataset:
+    """The documents of files. On each node one rank encodes what is not in the cache yet, with worker processes; the
+    others look for the finished cache: nobody waits inside a collective."""
     from sft.dataset import ConversationDataset
-    from sft.formats import read_conversations
+    from sft.encoding import Encoding
+    from sft.encoding_cache import EncodingCache, Source, usable_cache_folder
+    from sft.rows import BadRows
 
-    data = ConversationDataset(read_conversations(name, args.columns, max_rows), masker, args.max_length)
-    _say(world, f"{name}: {data.summary}")
+    folder = usable_cache_folder(args.dataset_cache_dir, Path(args.output_dir) / "cache", os.environ)
+    columns = tuple(sorted(args.columns.items()))
+    data = ConversationDataset.from_sources(
+        {Source(name, columns, max_rows): times for name, times in files.items()},
+        Encoding(masker, args.max_length, args.truncation),
+        EncodingCache(folder, lambda text: _say(world, text)),
+        num_processes=args.dataset_num_proc or len(os.sched_getaffinity(0)),
+        makes=world.local_rank == 0,
+        bad_rows=BadRows(args.on_bad_row, args.max_bad_rows),
+    )
+    _say(world, f"{', '.join(files)}: {data.summary}")
     return data
 
 

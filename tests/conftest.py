@@ -1,9 +1,15 @@
-"""Makes the project and the tests' own helpers importable from any folder."""
+"""Makes the project and the tests' own helpers importable from any folder, and keeps caches out of the user's home."""
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 for folder in (TESTS.parent, TESTS, TESTS / "ranks"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+# Encoded conversations go to a folder of this run's own, also in the processes that tests start.
+_CACHE = tempfile.TemporaryDirectory(prefix="cleansft-test-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name

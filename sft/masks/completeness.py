@@ -46,7 +46,7 @@ def notes_of(renders: Renders, render: Render, control: ControlTokens) -> list[s
 
 
 def _shows(shown: Render, index: int, content: Any, is_reply: bool) -> bool:
-    """Whether a message's content stands in a render; of a reply's, reasoning may be left out, and white space of any."""
+    """Whether a message's content stands in a render; reasoning may be left out of a reply, white space of any."""
     codes = (held_by(index), lost(index))
     num_shown = sum(shown.origins.count(code) for code in codes)
     if not isinstance(content, str):

@@ -47,11 +47,13 @@ class Plan:
     """(piece and offset where it starts, piece and offset where it ends, message) of each trained turn."""
     num_messages: int
     notes: tuple[str, ...]
+    turns: tuple[tuple[int, int], ...]
+    """(piece, offset in it) where each user's turn begins."""
     num_control_tokens: int
     """Control tokens among its tokens: more of them come from data, fewer from a tokenizer that joined some."""
 
-    def fill(self, conversation: Conversation) -> tuple[str, list[tuple[int, int, int]]]:
-        """(the text, start, end and message of each trained stretch of it)."""
+    def fill(self, conversation: Conversation) -> Filled:
+        """The text of a conversation, and what stands where."""
         texts = [piece if isinstance(piece, str) else piece.fill(conversation) for piece in self.pieces]
         starts, position = [], 0
         for text in texts:
@@ -59,7 +61,19 @@ class Plan:
             position += len(text)
         starts.append(position)
         spans = [(starts[a] + i, starts[b] + j, message) for a, i, b, j, message in self.spans]
-        return "".join(texts), spans
+        return Filled(self, "".join(texts), spans, [starts[piece] + offset for piece, offset in self.turns])
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A plan with the contents of a conversation."""
+
+    plan: Plan
+    text: str
+    spans: list[tuple[int, int, int]]
+    """Start, end and message of each trained stretch."""
+    turns: list[int]
+    """Where each user's turn begins."""
 
 
 def form_of(conversation: Conversation, weights: Sequence[float]) -> Hashable | None:
@@ -81,7 +95,11 @@ def form_of(conversation: Conversation, weights: Sequence[float]) -> Hashable | 
 
 
 def plan_of(
-    rendition: Rendition, conversation: Conversation, notes: tuple[str, ...], num_control_tokens: int
+    rendition: Rendition,
+    conversation: Conversation,
+    turns: Sequence[int],
+    notes: tuple[str, ...],
+    num_control_tokens: int,
 ) -> Plan | None:
     """The plan that a proven text shows; None if it holds anything but the template's text and whole contents."""
     if rendition.prompt_length is not None:
@@ -101,7 +119,8 @@ def plan_of(
         if start_at is None or end_at is None:
             return None
         spans.append((*start_at, *end_at, span.message))
-    return Plan(tuple(pieces), tuple(spans), rendition.num_messages, notes, num_control_tokens)
+    begins = [at for position in turns if (at := _position(edges, pieces, position)) is not None]
+    return Plan(tuple(pieces), tuple(spans), rendition.num_messages, notes, tuple(begins), num_control_tokens)
 
 
 def _runs(origins: str) -> list[tuple[int, int]]:

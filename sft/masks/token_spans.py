@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sft.errors import MaskError
-from sft.masks.origins import OUTSIDE, codes_of, is_data, message_of
+from sft.masks.origins import codes_of, is_data, message_of
 from sft.masks.turns import Rendition
 
 
@@ -52,12 +52,13 @@ def token_weights(offsets: Sequence[tuple[int, int]], rendition: Rendition, weig
     return values
 
 
-def turn_starts(offsets: Sequence[tuple[int, int]], origins: str) -> tuple[int, ...]:
-    """The first token of each message, its header included."""
-    found = sorted(
-        position
-        for message in {message_of(code) for code in set(origins)} - {OUTSIDE}
-        if (position := min((at for code in codes_of(message) if (at := origins.find(code)) >= 0), default=-1)) >= 0
-    )
+def turn_positions(origins: str, messages: Iterable[int]) -> list[int]:
+    """Where each of these messages begins in a text, its header included."""
+    found = (min((at for code in codes_of(index) if (at := origins.find(code)) >= 0), default=-1) for index in messages)
+    return sorted(position for position in found if position >= 0)
+
+
+def turn_starts(offsets: Sequence[tuple[int, int]], positions: Sequence[int]) -> tuple[int, ...]:
+    """The first token at or after each position."""
     starts = [start for start, _ in offsets]
-    return tuple(sorted({bisect_left(starts, position) for position in found}))
+    return tuple(sorted({bisect_left(starts, position) for position in positions}))

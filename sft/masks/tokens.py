@@ -28,26 +28,67 @@ class Tokens:
     offsets: list[CharacterSpan]
 
 
-class TextTokenizer:
-    """The part of a tokenizer that turns rendered text into ids."""
+@dataclass(frozen=True)
+class TokenizerParts:
+    """What a mask needs of a tokenizer: plain values, which other processes can be given and a cache be keyed by."""
 
-    def __init__(self, tokenizer: Any, template: str, more_ends: Sequence[str] = ()) -> None:
+    json: str
+    """The whole tokenizer, as `tokenizer.json` has it."""
+    added: tuple[tuple[str, int, bool], ...]
+    """(text, id, whether it is special) of each added token."""
+    special_tokens: tuple[tuple[str, str], ...]
+    """Role (`bos_token`, …) → text, as chat templates see them."""
+    template: str
+    """Its chat template."""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> TokenizerParts:
         """
         Args:
-            tokenizer: a fast tokenizer of transformers.
-            template: its chat template, whose control tokens count as such even where the tokenizer does not say so.
+            tokenizer: a fast tokenizer of transformers with a chat template.
+
+        Raises:
+            MaskError: the tokenizer has no chat template or several, or is a slow one, which does not tell where a
+                token stands.
+        """
+        template = tokenizer.chat_template
+        if not template:
+            remedy = "Give one with chat_template_path, for example chatml."
+            raise MaskError(f"the tokenizer has no chat template. {remedy}")
+        if not isinstance(template, str):
+            names = ", ".join(template)
+            raise MaskError(f"the tokenizer has several chat templates ({names}). Choose one with chat_template_path.")
+        if not tokenizer.is_fast:
+            raise MaskError("the tokenizer is a slow one; a fast tokenizer (tokenizer.json) is needed.")
+        specials = set(tokenizer.all_special_tokens)
+        added = tuple(
+            (token.content, token_id, token.special or token.content in specials)
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+        )
+        roles = {role: text for role, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+        return cls(tokenizer.backend_tokenizer.to_str(), added, tuple(roles.items()), template)
+
+
+class TextTokenizer:
+    """Turns rendered text into ids."""
+
+    def __init__(self, parts: TokenizerParts, more_ends: Sequence[str] = ()) -> None:
+        """
+        Args:
+            parts: of the tokenizer. Control tokens of the template's count as such even where the tokenizer does not
+                say that they are special.
             more_ends: tokens that end a turn beside the tokenizer's end-of-text token.
         """
-        self.backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend = tokenizers.Tokenizer.from_str(parts.json)
         self.backend.no_truncation()
         self.backend.no_padding()
-        added = tokenizer.added_tokens_decoder
-        self._added = {token.content: token_id for token_id, token in added.items()}
-        special = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
-        in_template = {text for text in self._added if text in template and not text.isspace()}
-        frame = {text for text in tokenizer.special_tokens_map.values() if isinstance(text, str)}
-        self.control = _control_tokens(special | in_template, frame, {str(tokenizer.eos_token), *more_ends})
-        self.control_ids = frozenset(self._added[text] for text in special | in_template if text in self._added)
+        self._added = {text: token_id for text, token_id, _ in parts.added}
+        control = {
+            text for text, _, is_special in parts.added if is_special or (text in parts.template and not text.isspace())
+        }
+        roles = dict(parts.special_tokens)
+        self.control = _control_tokens(control, set(roles.values()), {roles.get("eos_token", ""), *more_ends})
+        self.control_ids = frozenset(self._added[text] for text in control)
         self.vocabulary_size = max([self.backend.get_vocab_size(with_added_tokens=True) - 1, *self._added.values()]) + 1
         self._escaping: tuple[tokenizers.Tokenizer, dict[int, int]] | None = None
 

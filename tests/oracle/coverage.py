@@ -51,6 +51,23 @@ def shares(verdicts: dict[str, dict[str, Verdict]]) -> dict[str, tuple[int, int]
     return counts
 
 
+PAGE = """# Chat templates × conversations: which masks are exact
+
+Made by `python -m tests.oracle.coverage FOLDER_OF_TEMPLATES TOKENIZER_JSON`, not by hand. The judge
+(`tests/oracle/judge.py`) shares no code with the masker: every word of its conversations exists once, so what is
+trained is told from decoded tokens, and from what the template gives at inference.
+
+- **exact**: every answer is trained once, from where its prompt ends to its stop token, under the prompt that it has at
+  inference; nothing else is trained; the ids are those of `apply_chat_template`.
+- **exact 2**: in two documents, since the template rewrites history.
+- **≠**: what the template renders does not begin with its own generation prompt: trained as rendered, as the notes say.
+- **·**: the template drops all reasoning, in the last answer too.
+- **refused**: with a reason, below.
+- **–**: the template raises, or drops a message or a call; the row is refused.
+- **WRONG**: a token too many or too few is trained, or under another prompt, or a loss is silent.
+"""
+
+
 def report(verdicts: dict[str, dict[str, Verdict]]) -> Iterator[str]:
     """The lines of the Markdown page."""
     total = Counter(verdict.outcome for found in verdicts.values() for verdict in found.values())
@@ -68,6 +85,16 @@ def report(verdicts: dict[str, dict[str, Verdict]]) -> Iterator[str]:
         yield f"| {name} | " + " | ".join(cell(found[case_name]) for case_name in BUILDERS) + " |"
     for outcome in ("WRONG", "refused", "not rendered"):
         yield from reasons(verdicts, outcome)
+    notes = {reading for name in verdicts for reading in readings(name)}
+    if notes:
+        yield from ("", "## How the odd ones are read", "", *sorted(notes))
+
+
+def readings(name: str) -> Iterator[str]:
+    """The line on the template with the longest name that fits."""
+    lines = (Path(__file__).parent / "readings.md").read_text(encoding="utf-8").splitlines()
+    fitting = [line for line in lines if line.startswith("- `") and name.startswith(line[3:].split("…`: ")[0])]
+    yield from sorted(fitting, key=lambda line: line.index("…`: "))[-1:]
 
 
 def cell(verdict: Verdict) -> str:
@@ -115,6 +142,8 @@ def main(arguments: list[str]) -> int:
     if args.brief:
         head = lines[: lines.index("", 2)]
         lines = [*head, *reasons(verdicts, "WRONG"), *reasons(verdicts, "refused")]
+    else:
+        lines = [PAGE, *lines]
     print("\n".join(lines))
     return int(any(verdict.outcome == "WRONG" for found in verdicts.values() for verdict in found.values()))
 

@@ -16,6 +16,9 @@ from sft.masking import MaskOptions
 
 from .cases import Case
 
+PROBE = "qozuvexi"
+"""A content that no case has."""
+
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
@@ -110,8 +113,15 @@ class Renders:
         return self.render(self.messages[: index + 1])
 
     def prompt(self, index: int) -> str | None:
-        """What comes before a turn, with the generation prompt: what inference feeds the model."""
-        return self.render(self.messages[:index], prompt=True)
+        """What comes before a turn, with the generation prompt: what inference feeds the model. Where the template has
+        none, with the header that it writes before an answer: no model writes its own name."""
+        before = self.messages[:index]
+        prompt = self.render(before, prompt=True)
+        if prompt is None or prompt != self.render(before):
+            return prompt
+        answered = self.render([*before, {"role": "assistant", "content": PROBE}]) or ""
+        header = answered.removeprefix(prompt).split(PROBE)[0]
+        return prompt + header if answered.startswith(prompt) and header.strip() else prompt
 
     def encoded(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and where each token stands."""
@@ -251,7 +261,7 @@ class Renders:
         following = self.messages[index + 1] if index + 1 < len(self.messages) else {}
         if following.get("content") and following["role"] != "assistant":
             yield following
-        yield {"role": "user", "content": "qozuvexi"}
+        yield {"role": "user", "content": PROBE}
 
 
 def covered(gap: list[str], prompt: list[str]) -> int:

@@ -18,11 +18,11 @@ from tiny import tiny_args, write_conversations
 
 from sft.config import Args
 from sft.dataset import ConversationDataset
-from sft.formats import read_conversations
 from sft.loop import seed_dropout
 from sft.masking import Masker
 from sft.model import build_tokenizer, pad_token_id
 from sft.sharding import rank_batches
+from sft.sources import read_conversations
 from sft.train import build_engine, train_in_world
 from sft.world import World, world_from_env
 

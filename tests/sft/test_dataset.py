@@ -21,11 +21,16 @@ class FakeMasker:
 
     pad_token_id = PAD
 
-    def documents(self, conversation: Conversation) -> list[Document]:
-        mask = conversation.messages[0]["mask"]
-        if mask is None:
-            raise MaskError("it cannot be proven.")
-        return [Document(list(range(1, len(mask) + 1)), [flag == "x" for flag in mask])]
+    stop_token_ids: frozenset[int] = frozenset()
+
+    def encode(self, conversations: list[Conversation]) -> list[list[Document] | MaskError]:
+        masks = [conversation.messages[0]["mask"] for conversation in conversations]
+        return [
+            MaskError("it cannot be proven.")
+            if mask is None
+            else [Document(list(range(1, len(mask) + 1)), [flag == "x" for flag in mask])]
+            for mask in masks
+        ]
 
 
 def data(*masks: str | None, max_length: int = 100) -> ConversationDataset:
@@ -70,13 +75,16 @@ def test_the_first_token_is_predicted_from_nothing_and_never_counted() -> None:
 
 def test_what_is_cut_and_what_is_dropped_is_counted() -> None:
     found = data("..x", "..xxx", "....x", ".x.xx", max_length=3)
-    assert found.counts == {
-        "rows": 4, "documents": 3, "truncated": 2, "dropped": 1, "tokens": 9, "trained_tokens": 3
+    assert +found.counts == {
+        "rows": 4, "documents": 3, "whole": 1, "truncated": 2, "dropped: nothing trained within max_length": 1,
+        "tokens": 8, "trained_tokens": 3,
     }  # fmt: skip
-    assert [document.input_ids for document in found] == [[1, 2, 3]] * 3
+    # What stands after the last trained token is not computed.
+    assert [list(document.input_ids) for document in found] == [[1, 2, 3], [1, 2, 3], [1, 2]]
     assert [document.num_trained_tokens for document in found] == [1, 1, 1]
-    assert "2 truncated, 1 dropped" in found.summary
-    assert "3 documents, 9 tokens, 3 trained (33%)" in found.summary
+    assert found.summary == (
+        "3 documents, 8 tokens, 3 trained (38%), 2 truncated, 1 dropped: nothing trained within max_length"
+    )
 
 
 def test_a_document_of_just_the_allowed_length_is_whole() -> None:
@@ -95,12 +103,12 @@ def test_rows_that_cannot_be_masked_are_named_and_counted() -> None:
     assert str(caught.value).splitlines() == [
         "t.jsonl:2: it cannot be proven.",
         "t.jsonl:4: it cannot be proven.",
-        "2 of 4 rows cannot be masked.",
+        "2 of 4 rows cannot be used.",
     ]
     with pytest.raises(DataError) as caught:
         data(*[None] * 50)
-    assert len(str(caught.value).splitlines()) == 11
-    assert str(caught.value).endswith("50 of 50 rows cannot be masked.")
+    assert "… and 40 more" in str(caught.value)
+    assert str(caught.value).endswith("50 of 50 rows cannot be used.")
 
 
 def test_rows_keep_their_order() -> None:

@@ -1,0 +1,125 @@
+"""Conversations → columns of tokens, by worker processes on batches of rows."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import Pool
+from typing import Any
+
+from sft.documents import Document
+from sft.formats import Conversation
+from sft.masking import Masker, MaskError
+from sft.rows import BadRow
+from sft.token_columns import TokenColumns
+from sft.truncation import Truncation, fitted
+
+ROWS_PER_BATCH = 256
+"""Rows that a worker encodes at a time."""
+
+NumberedRow = tuple[int, "Conversation | BadRow"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of some rows."""
+
+    columns: TokenColumns
+    bad: list[BadRow] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """rows, documents, tokens, trained_tokens, and documents truncated and dropped, by reason."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """Documents for each of the masker's notes."""
+    stop_token_ids: frozenset[int] = frozenset()
+
+    def info(self) -> dict[str, Any]:
+        """All but the columns, as JSON."""
+        return {
+            "counts": dict(self.counts),
+            "notes": dict(self.notes),
+            "bad": [[bad.source, bad.reason] for bad in self.bad],
+            "stop_token_ids": sorted(self.stop_token_ids),
+        }
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How conversations become documents."""
+
+    masker: Masker
+    max_length: int
+    truncation: Truncation = "right"
+
+    def encode(self, rows: Sequence[NumberedRow]) -> Encoded:
+        """The documents of some rows, in their order."""
+        counts, notes = Counter({"rows": len(rows)}), Counter[str]()
+        bad = [row for _, row in rows if isinstance(row, BadRow)]
+        good = [(number, row) for number, row in rows if isinstance(row, Conversation)]
+        documents: list[Document] = []
+        numbers: list[int] = []
+        for (number, row), made in zip(good, self.masker.encode([row for _, row in good]), strict=True):
+            if isinstance(made, MaskError):
+                bad.append(BadRow(row.source, str(made)))
+                continue
+            for document in made:
+                notes.update(document.notes)
+                document_or_none, what = fitted(document, self.max_length, self.truncation)
+                counts[what or "whole"] += 1
+                if document_or_none is not None:
+                    documents.append(document_or_none)
+                    numbers.append(number)
+        columns = TokenColumns.of(documents, numbers)
+        counts["documents"], counts["tokens"] = len(documents), len(columns.ids)
+        counts["trained_tokens"] = int(columns.num_trained.sum())
+        return Encoded(columns, bad, counts, notes, frozenset(self.masker.stop_token_ids))
+
+
+class Workers:
+    """Processes that encode; started when there is enough to do for them."""
+
+    def __init__(self, encoding: Encoding, num_processes: int) -> None:
+        self._encoding = encoding
+        self._num_processes = num_processes
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
+
+    def encode(self, rows: Iterable[NumberedRow]) -> Iterator[Encoded]:
+        """The rows in batches, in their order."""
+        batches = _batched(rows, ROWS_PER_BATCH)
+        first = list(itertools.islice(batches, 2 * self._num_processes))
+        if self._pool is None and (self._num_processes == 1 or len(first) < 2 * self._num_processes):
+            yield from map(self._encoding.encode, itertools.chain(first, batches))
+            return
+        if self._pool is None:
+            # A process that may hold a GPU or run threads must not be forked.
+            context = multiprocessing.get_context("spawn")
+            self._pool = context.Pool(self._num_processes, _start, (self._encoding,))
+        yield from self._pool.imap(_encode, itertools.chain(first, batches))
+
+
+_ENCODING: list[Encoding] = []
+"""The worker's own."""
+
+
+def _start(encoding: Encoding) -> None:
+    _ENCODING[:] = [encoding]
+
+
+def _encode(rows: Sequence[NumberedRow]) -> Encoded:
+    return _ENCODING[0].encode(rows)
+
+
+def _batched(rows: Iterable[NumberedRow], size: int) -> Iterator[list[NumberedRow]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -1,0 +1,325 @@
+"""Encoded conversations on disk: made once, by whoever comes first, and found again by what they were made from.
+
+The folder's name is a hash of all that its content depends on. It is made in blocks, each claimed by one process at a
+time, so that several nodes share the work where they share the folder, and an interrupted making goes on where it
+stopped. Nobody waits inside a collective: those who do not encode look for the finished folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tqdm import tqdm
+
+from sft.encoding import Encoded, Encoding, NumberedRow, Workers
+from sft.errors import StorageError
+from sft.rows import BadRow
+from sft.sources import read_conversations, read_rows, source_files
+from sft.storage import new_folder, storage_errors
+from sft.token_columns import MANIFEST, TokenColumns, write_columns
+
+ENCODER_VERSION = 1
+"""To be raised with every change that changes tokens, masks or columns."""
+ROWS_PER_BLOCK = 8192
+STALE_AFTER_S = 120.0
+"""A claim whose holder has not been heard of for so long is taken over."""
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows to encode."""
+
+    name: str
+    columns: tuple[tuple[str, str], ...] = ()
+    max_rows: int | None = None
+
+    def rows(self) -> Iterator[NumberedRow]:
+        """The conversations with their numbers."""
+        return enumerate(read_conversations(self.name, dict(self.columns), self.max_rows))
+
+
+def cache_key(source: Source, encoding: Encoding, hashes: Path | None = None) -> str:
+    """A hash of everything that the columns depend on.
+
+    Args:
+        source: its files count by their content.
+        encoding: tokenizer, template, every option.
+        hashes: a folder where the hashes of files are kept, by size, time and inode.
+    """
+    masker = encoding.masker
+    template_date = masker.options.template_date
+    if template_date is None and "strftime_now" in masker.parts.template:
+        template_date = time.strftime("%Y-%m-%d")
+    files = source_files(source.name)
+    content = [_hash_of_file(path, hashes) for path in files] if files else [_hash_of_rows(source)]
+    parts = {
+        "version": [ENCODER_VERSION, tokenizers.__version__],
+        "content": content,
+        "columns": sorted(source.columns),
+        "max_rows": source.max_rows,
+        "tokenizer": asdict(masker.parts),
+        "options": {**asdict(masker.options), "template_date": template_date},
+        "max_length": encoding.max_length,
+        "truncation": encoding.truncation,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _hash_of_file(path: Path, hashes: Path | None) -> str:
+    status = path.stat()
+    identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    known = hashes / hashlib.sha256(identity.encode()).hexdigest()[:32] if hashes is not None else None
+    with contextlib.suppress(OSError):
+        if known is not None:
+            return known.read_text(encoding="ascii")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    with contextlib.suppress(OSError):  # a cache that can't be written costs only time
+        if known is not None:
+            known.parent.mkdir(parents=True, exist_ok=True)
+            temporary = known.with_suffix(f".{os.getpid()}")
+            temporary.write_text(found, encoding="ascii")
+            temporary.replace(known)
+    return found
+
+
+def _hash_of_rows(source: Source) -> str:
+    """For what has no files of its own, such as a name on the hub."""
+    digest = hashlib.sha256()
+    for row in itertools.islice(read_rows(source.name), source.max_rows):
+        digest.update(repr(row).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The documents of a source, and what happened on the way."""
+
+    columns: TokenColumns
+    bad: list[BadRow]
+    counts: Counter[str]
+    notes: Counter[str]
+    stop_token_ids: frozenset[int]
+
+    @classmethod
+    def open(cls, folder: Path) -> Prepared:
+        """From a finished folder."""
+        columns = TokenColumns.open(folder)
+        info = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        bad = [BadRow(source, reason) for source, reason in info["bad"]]
+        counts, notes = Counter(info["counts"]), Counter(info["notes"])
+        return cls(columns, bad, counts, notes, frozenset(info["stop_token_ids"]))
+
+
+class EncodingCache:
+    """Folders of encoded conversations."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        """
+        Args:
+            folder: on a file system that the nodes share, or each node's own.
+            say: for what takes long.
+        """
+        self.folder = folder
+        self._say = say
+
+    def prepared(self, source: Source, encoding: Encoding, num_processes: int, *, makes: bool = True) -> Prepared:
+        """The documents of a source; made if they are not there.
+
+        Args:
+            source: the rows.
+            encoding: how they are encoded.
+            num_processes: workers.
+            makes: take part in the making, or wait until it is done.
+
+        Raises:
+            DataError: the source cannot be read.
+            StorageError: the folder cannot be written.
+        """
+        final = self.folder / cache_key(source, encoding, self.folder / "hashes")
+        if not (final / MANIFEST).is_file():
+            if makes:
+                _Making(final, source, encoding, num_processes, self._say).run()
+            else:
+                self._wait(final, source)
+        return Prepared.open(final)
+
+    def _wait(self, final: Path, source: Source) -> None:
+        started = said = time.monotonic()
+        while not (final / MANIFEST).is_file():
+            time.sleep(POLL_S)
+            if time.monotonic() - said > 30:
+                said = time.monotonic()
+                self._say(f"waiting since {said - started:.0f} s for {source.name} to be encoded in {final}")
+
+
+class _Making:
+    """The making of one folder, in blocks beside it."""
+
+    def __init__(
+        self, final: Path, source: Source, encoding: Encoding, num_processes: int, say: Callable[[str], None]
+    ) -> None:
+        self._final = final
+        self._work = final.with_name(f"{final.name}.work")
+        self._source = source
+        self._encoding = encoding
+        self._num_processes = num_processes
+        self._say = say
+        # Shown after two seconds: most data is encoded by then.
+        self._progress = tqdm(desc=f"encoding {source.name}", unit=" rows", delay=2.0, leave=False)
+
+    def run(self) -> None:
+        """Until the folder is there."""
+        with storage_errors(self._work):
+            self._work.mkdir(parents=True, exist_ok=True)
+        said = time.monotonic()
+        with Workers(self._encoding, self._num_processes) as workers, self._progress:
+            while not self._is_done():
+                if self._encode_what_is_free(workers) and self._join():
+                    return
+                time.sleep(POLL_S)
+                if time.monotonic() - said > 30:
+                    said = time.monotonic()
+                    self._say(f"{self._source.name}: waiting for {', '.join(self._holders()) or 'another process'}")
+
+    def _is_done(self) -> bool:
+        return (self._final / MANIFEST).is_file()
+
+    def _holders(self) -> list[str]:
+        with contextlib.suppress(OSError):
+            return sorted({path.read_text(encoding="utf-8") for path in self._work.glob("*.claim")})
+        return []
+
+    def _encode_what_is_free(self, workers: Workers) -> bool:
+        """Encodes the blocks that nobody has; returns whether all blocks are there now."""
+        rows = self._source.rows()
+        complete = True
+        for number in itertools.count():
+            block = self._work / f"block-{number:05d}"
+            first = next(rows, None)
+            if first is None:
+                return complete
+            own = itertools.chain([first], itertools.islice(rows, ROWS_PER_BLOCK - 1))
+            if (block / MANIFEST).is_file():
+                _skip(own)
+                continue
+            with _claimed(block.with_suffix(".claim")) as is_ours:
+                if is_ours and not (block / MANIFEST).is_file():
+                    self._encode_block(block, own, workers)
+                else:
+                    _skip(own)
+                    complete = complete and (block / MANIFEST).is_file()
+        return complete
+
+    def _encode_block(self, block: Path, rows: Iterator[NumberedRow], workers: Workers) -> None:
+        parts: list[Encoded] = []
+        for part in workers.encode(rows):
+            parts.append(part)
+            self._progress.update(part.counts["rows"])
+        with new_folder(block) as folder:
+            columns = (part.columns for part in parts)
+            write_columns(folder, columns, self._encoding.masker.vocabulary_size, _sum(part.info() for part in parts))
+
+    def _join(self) -> bool:
+        """Makes the folder of the blocks, unless somebody else does; returns whether it is there."""
+        with _claimed(self._work / "join.claim") as is_ours:
+            if not is_ours or self._is_done():
+                return self._is_done()
+            blocks = sorted(path for path in self._work.glob("block-*") if (path / MANIFEST).is_file())
+            infos = [json.loads((path / MANIFEST).read_text(encoding="utf-8")) for path in blocks]
+            with new_folder(self._final) as folder:
+                columns = (TokenColumns.open(path) for path in blocks)
+                write_columns(folder, columns, self._encoding.masker.vocabulary_size, _sum(infos))
+        shutil.rmtree(self._work, ignore_errors=True)
+        return True
+
+
+def _skip(rows: Iterator[NumberedRow]) -> None:
+    for _ in rows:
+        pass
+
+
+def _sum(infos: Any) -> dict[str, Any]:
+    """The counts of several parts together."""
+    counts, notes, stops = Counter[str](), Counter[str](), set[int]()
+    bad: list[Any] = []
+    for info in infos:
+        counts.update(info["counts"])
+        notes.update(info["notes"])
+        stops.update(info["stop_token_ids"])
+        bad += info["bad"]
+    return {"counts": dict(counts), "notes": dict(notes), "bad": bad, "stop_token_ids": sorted(stops)}
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Whether this process got the claim; while it has it, it is heard of."""
+    if not _claim(path):
+        yield False
+        return
+    ended = threading.Event()
+
+    def be_heard() -> None:
+        while not ended.wait(STALE_AFTER_S / 10):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=be_heard, daemon=True)
+    thread.start()
+    try:
+        yield True
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _claim(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - path.stat().st_mtime > STALE_AFTER_S:
+            path.unlink(missing_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(f"{socket.gethostname()} (process {os.getpid()})")
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        return False  # the work is done, and its folder gone
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return True
+
+
+def usable_cache_folder(wanted: str | None, fallback: Path, environment: Mapping[str, str]) -> Path:
+    """The folder for encoded conversations: that of the settings, else the user's cache, else `fallback`.
+
+    Raises:
+        StorageError: the folder of the settings cannot be written.
+    """
+    home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(wanted) if wanted else Path(home) / "cleansft"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if wanted:
+            raise StorageError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        return fallback
+    return folder

@@ -1,0 +1,145 @@
+"""Documents as columns: one array of token ids for all of them, memory-mapped from files where they are many.
+
+ids.bin        uint16 or uint32, one per token
+trained.bin    uint8, one per token
+weights.bin    float32, one per token; only where some are neither 0 nor 1
+lengths.bin    int32, tokens of each document
+num_trained.bin  int32, trained tokens of each document
+offsets.bin    int64, where each document begins
+rows.bin       int64, the row of the source that each comes from
+manifest.json  sizes, and what was counted on the way
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.documents import Document
+from sft.errors import StorageError
+from sft.storage import storage_errors, write_json
+
+MANIFEST = "manifest.json"
+_PER_DOCUMENT = {"lengths": np.int32, "num_trained": np.int32, "offsets": np.int64, "rows": np.int64}
+
+
+@dataclass(frozen=True)
+class TokenColumns(Sequence[Document]):
+    """Documents in the order of their rows."""
+
+    ids: NDArray[Any]
+    trained: NDArray[np.uint8]
+    weights: NDArray[np.float32] | None
+    lengths: NDArray[np.int32]
+    num_trained: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, documents: Sequence[Document], rows: Sequence[int]) -> TokenColumns:
+        """Columns in memory.
+
+        Args:
+            documents: in order.
+            rows: the source's row of each.
+        """
+        lengths = np.array([len(document) for document in documents], dtype=np.int32)
+        weighted = any(document.weights is not None for document in documents)
+        ids = [np.asarray(document.input_ids, dtype=np.uint32) for document in documents]
+        trained = [np.asarray(document.trained, dtype=np.uint8) for document in documents]
+        weights = [
+            flags.astype(np.float32) if document.weights is None else np.asarray(document.weights, dtype=np.float32)
+            for document, flags in zip(documents, trained if weighted else [], strict=False)
+        ]
+        return cls(
+            np.concatenate(ids) if ids else np.zeros(0, dtype=np.uint32),
+            np.concatenate(trained) if trained else np.zeros(0, dtype=np.uint8),
+            np.concatenate(weights) if weights else None,
+            lengths,
+            np.array([document.num_trained_tokens for document in documents], dtype=np.int32),
+            np.cumsum(lengths, dtype=np.int64) - lengths,
+            np.array(rows, dtype=np.int64),
+        )
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenColumns:
+        """Columns of a folder, memory-mapped: opening takes the same time for any size.
+
+        Raises:
+            StorageError: a file has not the size that the manifest says.
+        """
+        with storage_errors(folder):
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+            def column(name: str, dtype: Any) -> NDArray[Any]:
+                path, size = folder / f"{name}.bin", manifest["bytes"][name]
+                if path.stat().st_size != size:
+                    raise StorageError(
+                        f"{path}: has {path.stat().st_size} bytes; it must have {size}. Delete {folder}."
+                    )
+                return np.memmap(path, dtype=dtype, mode="r") if size else np.zeros(0, dtype=dtype)
+
+            weights = column("weights", np.float32) if "weights" in manifest["bytes"] else None
+            rest = [column(name, dtype) for name, dtype in _PER_DOCUMENT.items()]
+            return cls(column("ids", manifest["ids"]), column("trained", np.uint8), weights, *rest)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Document:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, end = int(self.offsets[index]), int(self.offsets[index]) + int(self.lengths[index])
+        weights = None if self.weights is None else np.array(self.weights[start:end])
+        return Document(self.ids[start:end].astype(np.int32), self.trained[start:end].astype(bool), weights)
+
+
+def write_columns(folder: Path, parts: Iterable[TokenColumns], vocabulary_size: int, info: Mapping[str, Any]) -> None:
+    """Writes the columns of all parts, one after the other, to a folder that is there and empty; the manifest last.
+
+    Args:
+        folder: a temporary one; the caller gives it its name when it is complete.
+        parts: in order; only one is in memory at a time.
+        vocabulary_size: one more than the greatest token id.
+        info: goes into the manifest.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+    num_tokens = 0
+    weighted = False
+    with storage_errors(folder):
+        names = ("ids", "trained", "weights", *_PER_DOCUMENT)
+        files = {name: (folder / f"{name}.bin").open("wb") for name in names}
+        try:
+            for part in parts:
+                if part.weights is not None and not weighted:
+                    weighted = True
+                    _trained_so_far(folder, files["trained"]).astype(np.float32).tofile(files["weights"])
+                if weighted:
+                    (part.trained if part.weights is None else part.weights).astype(np.float32).tofile(files["weights"])
+                part.ids.astype(dtype).tofile(files["ids"])
+                part.trained.tofile(files["trained"])
+                for name in ("lengths", "num_trained", "rows"):
+                    getattr(part, name).tofile(files[name])
+                (part.offsets + num_tokens).tofile(files["offsets"])
+                num_tokens += len(part.ids)
+        finally:
+            for file in files.values():
+                file.close()
+        if not weighted:
+            (folder / "weights.bin").unlink()
+        sizes = {path.stem: path.stat().st_size for path in folder.glob("*.bin")}
+    write_json(folder / MANIFEST, {"ids": dtype.name, "bytes": sizes, **info})
+
+
+def _trained_so_far(folder: Path, file: Any) -> NDArray[np.uint8]:
+    file.flush()
+    return np.fromfile(folder / "trained.bin", dtype=np.uint8)
