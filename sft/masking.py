@@ -97,6 +97,14 @@ class Masker:
         """One more than the greatest token id."""
         return self._text.vocabulary_size
 
+    def is_control(self, token_id: int) -> bool:
+        """Whether a token is a control token."""
+        return bool(self._is_control[token_id])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens included."""
+        return str(self._text.backend.decode(list(token_ids), skip_special_tokens=False))
+
     def documents(self, conversation: Conversation) -> list[Document]:
         """The documents that train the wanted turns of the conversation, each turn in exactly one of them.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sft.config import Args
+from sft.tokenizer import cannot_load, pad_token_id
 from strict_settings import Problem, SettingsError
 
 
@@ -20,38 +20,6 @@ class BuiltModel:
     """A transformers causal LM, or a peft model around one."""
     save_dtype: torch.dtype
     """Number format of the final weights."""
-
-
-def build_tokenizer(args: Args) -> Any:
-    """The tokenizer, with the chat template that the settings ask for.
-
-    Raises:
-        SettingsError: the tokenizer cannot be loaded.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    field = "tokenizer_name" if args.tokenizer_name else "model_name_or_path"
-    name = args.tokenizer_name or args.model_name_or_path
-    folder = Path(str(name))
-    try:
-        if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-            # A bare tokenizer.json names no class; every fast tokenizer can be loaded as the generic one.
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    except Exception as error:  # the library raises many kinds; its own words are the best there are
-        raise _cannot_load(field, name, error) from error
-    if args.chat_template_path is not None:
-        tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
-    return tokenizer
-
-
-def pad_token_id(tokenizer: Any) -> int:
-    """Any valid id does: padding is masked by position, never by id, so that it may be the end-of-text token."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
 
 
 def build_model(args: Args, tokenizer: Any) -> BuiltModel:
@@ -88,7 +56,7 @@ def _from_pretrained(args: Args) -> Any:
             attn_implementation=args.attn_implementation,
         )
     except Exception as error:  # the library raises many kinds; its own words are the best there are
-        raise _cannot_load("model_name_or_path", args.model_name_or_path, error) from error
+        raise cannot_load("model_name_or_path", args.model_name_or_path, error) from error
 
 
 def _config(args: Args, tokenizer: Any) -> Any:
@@ -98,11 +66,11 @@ def _config(args: Args, tokenizer: Any) -> Any:
         try:
             return AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
         except Exception as error:  # the library raises many kinds; its own words are the best there are
-            raise _cannot_load("model_name_or_path", args.model_name_or_path, error) from error
+            raise cannot_load("model_name_or_path", args.model_name_or_path, error) from error
     try:
         return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **args.model_config})
     except Exception as error:  # configs validate themselves, with errors of many kinds
-        raise _cannot_load("model_config", args.model_config, error) from error
+        raise cannot_load("model_config", args.model_config, error) from error
 
 
 def _from_config(args: Args, config: Any) -> Any:
@@ -114,14 +82,7 @@ def _from_config(args: Args, config: Any) -> Any:
             config, dtype=torch.float32, attn_implementation=args.attn_implementation
         )
     except Exception as error:  # sizes that do not go together show only here
-        raise _cannot_load("model_config", args.model_config, error) from error
-
-
-def _cannot_load(field: str, value: Any, error: Exception) -> SettingsError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    loadable = "be a hub name or a folder that transformers can load"
-    rule = "be a config of a causal language model in transformers" if field == "model_config" else loadable
-    return SettingsError(Problem(field, value, rule, reason))
+        raise cannot_load("model_config", args.model_config, error) from error
 
 
 def _save_dtype(args: Args, config: Any) -> torch.dtype:

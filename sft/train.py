@@ -95,7 +95,7 @@ def train_in_world(args: Args, world: World) -> None:
     from sft.history import History
     from sft.loop import Plan, train
     from sft.masking import Masker, MaskOptions
-    from sft.model import build_tokenizer, pad_token_id
+    from sft.tokenizer import build_tokenizer, pad_token_id
 
     output_dir = _prepared_output_dir(args, world)
     tokenizer = build_tokenizer(args)

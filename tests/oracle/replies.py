@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,23 +211,24 @@ class Renders:
     def _find_stop(self, reply: Reply) -> None:
         tail, inner = reply.text[reply.last :], self._inner_tail(reply)
         both = tail if inner is None else tail[: common(tail, inner)]
-        if ends := self._stop_ends(both, between=True):
+        header = {match[0] for match in self._special.finditer(self._prompt_end(reply))}
+        if ends := self._stop_ends(both):
             reply.stop_ends, reply.tail = ends, both[: ends[0]]
-        elif ends := self._stop_ends(tail, between=False):
+        elif ends := self._stop_ends(tail, header):
             reply.stop_ends, reply.tail = ends, tail[: ends[0]]
         else:
-            reply.tail = self._unstopped_tail(tail, self._prompt_end(reply))
-            if inner is not None and (ends := self._stop_ends(inner, between=False)):
+            reply.tail = self._unstopped_tail(tail, header)
+            if inner is not None and (ends := self._stop_ends(inner, header)):
                 reply.stop_by_next = inner[: ends[0]]
 
-    def _stop_ends(self, tail: str, *, between: bool) -> tuple[int, ...]:
-        """Ends of the first stop token and of those that follow it at once. `between`: other control tokens, such as
-        those that close a call, may stand before it."""
+    def _stop_ends(self, tail: str, header: Collection[str] = ()) -> tuple[int, ...]:
+        """Ends of the first stop token and of those that follow it at once. Other control tokens, such as those that
+        close a call, may stand before it, but none of the next header's."""
         ends: list[int] = []
         for match in self._special.finditer(tail):
             if match[0] in self.stops:
                 ends.append(match.end())
-            elif ends or not between:
+            elif ends or match[0] in header:
                 break
         return tuple(ends)
 
@@ -237,11 +238,10 @@ class Renders:
         places = spans(self.foreign(reply.index), prompt)
         return prompt[places[-1][1] :] if places else prompt
 
-    def _unstopped_tail(self, tail: str, header: str) -> str:
+    def _unstopped_tail(self, tail: str, header: Collection[str]) -> str:
         """The text that a turn without a stop token ends with: a call's closing brackets, not the next header."""
-        opening = {match[0] for match in self._special.finditer(header)}
         for match in self._special.finditer(tail):
-            if match[0] in opening:
+            if match[0] in header:
                 return tail[: match.start()].rstrip()
         return tail.rstrip()
 

@@ -1,0 +1,63 @@
+"""`python -m sft`: inspect, audit, train."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from sft.errors import SftError
+from strict_settings import SettingsError
+
+USAGE = """usage: python -m sft COMMAND …
+
+  inspect FILE             what of each row is trained: its tokens, painted
+  audit RUN.yaml | FILE    the whole data before any GPU: counts, lengths, refused rows, what an epoch means
+  train --config RUN.yaml  train here, in this process (sft/train.py)
+
+`python -m sft COMMAND --help` tells more. Exit codes: 0 done, 2 settings, 3 data.
+"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command; its exit code."""
+    given = list(sys.argv[1:] if words is None else words)
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"inspect": _inspect, "audit": _audit, "train": _train}
+    if not given or given[0] in ("--help", "-h"):
+        print(USAGE, end="", file=sys.stdout if given else sys.stderr)
+        return 0 if given else 2
+    if given[0] not in commands:
+        print(f"error: the command is {given[0]!r}; it must be {', '.join(commands)}.\n\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        return commands[given[0]](given[1:])
+    except (SettingsError, SftError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read has seen enough
+        return 141
+    except KeyboardInterrupt:
+        return 130
+
+
+def _inspect(words: Sequence[str]) -> int:
+    from sft.inspect_command import main
+
+    return main(words)
+
+
+def _audit(words: Sequence[str]) -> int:
+    from sft.audit_command import main
+
+    return main(words)
+
+
+def _train(words: Sequence[str]) -> int:
+    from sft.train import main
+
+    return main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

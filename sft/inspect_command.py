@@ -1,0 +1,93 @@
+"""`python -m sft inspect`: the command line and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from sft.subject import Subject, add_options, split_words, subject_of
+from strict_settings import Problem, SettingsError
+
+if TYPE_CHECKING:
+    from sft.inspection import Inspected, Refused
+
+DEFAULT_ROWS = range(3)
+
+
+def main(words: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    options, settings = split_words(_parser(), words)
+    rows = _rows(options)
+    subject = subject_of(options, settings, options.file)
+    from sft.inspection import inspected
+
+    args = subject.args
+    found = inspected(
+        subject.sources,
+        subject.masker,
+        rows=rows,
+        columns=args.columns,
+        max_length=_max_length(subject, is_for_programs=options.json),
+        truncation=args.truncation,
+    )
+    if options.json:
+        _print_json(found)
+        return 0
+    _show(found, rows, options, subject)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sft inspect",
+        description="Paints what of each row would be trained. Without a tokenizer the quick start's small one is taken.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="data: file, folder or hub name")
+    parser.add_argument("--row", metavar="N", help="one row, counted from 0")
+    parser.add_argument("--rows", metavar="A:B", help="rows A to B-1 (default 0:3, with --json all)")
+    parser.add_argument("--full", action="store_true", help="print long documents whole")
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default auto")
+    add_options(parser)
+    return parser
+
+
+def _rows(options: argparse.Namespace) -> range | None:
+    """The rows that are asked for; None: all.
+
+    Raises:
+        SettingsError: they are no numbers.
+    """
+    if options.row is not None and options.rows is not None:
+        raise SettingsError(Problem("--rows", options.rows, "not be given with --row", "Keep one of the two."))
+    if options.row is not None:
+        if not options.row.isdecimal():
+            raise SettingsError(Problem("--row", options.row, "be a number, counted from 0"))
+        return range(int(options.row), int(options.row) + 1)
+    if options.rows is None:
+        return None if options.json else DEFAULT_ROWS
+    first, colon, last = options.rows.partition(":")
+    if not colon or not all(part == "" or part.isdecimal() for part in (first, last)):
+        raise SettingsError(Problem("--rows", options.rows, "be A:B, counted from 0", "B itself is left out, as 0:3."))
+    return range(int(first or 0), int(last) if last else sys.maxsize)
+
+
+def _max_length(subject: Subject, *, is_for_programs: bool) -> int | None:
+    """Where documents are cut: where a length was named. Programs compare whole documents, unless they name one."""
+    is_named = "max_length" in subject.given or (subject.has_config and not is_for_programs)
+    return subject.args.max_length if is_named else None
+
+
+def _print_json(found: Iterable[Inspected | Refused]) -> None:
+    for item in found:
+        sys.stdout.write(json.dumps(item.to_json()) + "\n")
+    sys.stdout.flush()
+
+
+def _show(
+    found: Iterator[Inspected | Refused], rows: range | None, options: argparse.Namespace, subject: Subject
+) -> None:
+    print("(painting follows)")

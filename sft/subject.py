@@ -1,0 +1,166 @@
+"""What `inspect` and `audit` look at: the words of their command lines → data, settings and masker."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.arguments import load_args
+from sft.config import ALIASES, ROOT, Args
+from strict_settings import Problem, SettingsError
+
+if TYPE_CHECKING:
+    from sft.masking import Masker
+
+QUICK_START_TOKENIZER = ROOT / "sft" / "quickstart" / "tokenizer"
+CHATML = ROOT / "sft" / "templates" / "chatml.jinja"
+
+_NO_DATA = "-"
+"""Stands in for a file name while settings are checked: a missing data file is an error of the data."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Data and how it would be trained."""
+
+    args: Args
+    sources: Mapping[str, float]
+    """File → how often its rows are seen in an epoch."""
+    given: frozenset[str]
+    """Names of the settings that the command line has."""
+    has_config: bool
+    """Whether there is a settings file."""
+    tokenizer: Any
+    masker: Masker
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is looked at; every setting of `Args` is an option beside them."""
+    parser.add_argument("--config", metavar="RUN.yaml", help="take model, tokenizer and mask settings from this file")
+    parser.add_argument("--model", metavar="M", help="take the tokenizer of this model (hub name or folder)")
+    parser.add_argument("--tokenizer", metavar="T", help="tokenizer: hub name, folder or tokenizer.json")
+    parser.add_argument("--chat-template", metavar="F", help="a Jinja file, or chatml")
+    parser.add_argument("--html", metavar="OUT.html", type=Path, help="write a page to look at")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.epilog = (
+        "Every setting of a run is an option too, by its name in the settings file: --max_length 4096, --train_on last, "
+        "--history as_rendered, --columns '{prompt: ask, response: reply}'. `python -m sft train --help` lists them."
+    )
+
+
+def split_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(the command's own options, the words that are settings)."""
+    own_names = {name for action in parser._actions for name in action.option_strings}
+    switches = _switches()
+    own, settings = [], []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        name, equals, _ = word.partition("=")
+        if not word.startswith("--") or name in own_names:
+            own.append(word)
+            if name in own_names and not equals and _takes_value(parser, name) and remaining:
+                own.append(remaining.pop(0))
+            continue
+        settings.append(word)
+        field = name[2:].replace("-", "_")
+        is_value = bool(remaining) and not remaining[0].startswith("--")
+        if not equals and is_value and (field not in switches or remaining[0].lower() in ("true", "false")):
+            settings.append(remaining.pop(0))
+    return parser.parse_args(own), settings
+
+
+def _takes_value(parser: argparse.ArgumentParser, name: str) -> bool:
+    return any(name in action.option_strings and action.nargs != 0 for action in parser._actions)
+
+
+def _switches() -> set[str]:
+    """Settings that are given without a value."""
+    hints = typing.get_type_hints(Args)
+    return {name for name, hint in hints.items() if hint is bool or bool in typing.get_args(hint)}
+
+
+def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str | None) -> Subject:
+    """What the options name.
+
+    Args:
+        options: with what `add_options` adds.
+        settings: words that are settings of `Args`.
+        data: a source of data; by default the training data of the settings file.
+
+    Raises:
+        SettingsError: settings that are wrong, or a tokenizer that cannot be loaded.
+        DataError: a chat template that cannot be read.
+    """
+    given = _names(settings)
+    words = [*settings, *_tokenizer_words(options, given)]
+    if options.config:
+        words += ["--config", options.config]
+    elif data is None:
+        raise SettingsError(Problem("FILE", None, "be given", "Name the data, or a settings file with --config."))
+    else:
+        words += [f"--train_file={_NO_DATA}"] if not given & {"train_file", "train_files"} else []
+    args = load_args(words)
+    tokenizer = _tokenizer(args)
+    from sft.masking import Masker, MaskOptions
+    from sft.tokenizer import pad_token_id
+
+    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args))
+    sources = args.train_sources if data is None else {data: 1.0}
+    return Subject(args, sources, given, bool(options.config), tokenizer, masker)
+
+
+def _names(words: Sequence[str]) -> frozenset[str]:
+    names = (word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
+    return frozenset(ALIASES.get(name, name) for name in names)
+
+
+def _tokenizer_words(options: argparse.Namespace, given: frozenset[str]) -> list[str]:
+    """The settings that the options for the tokenizer stand for."""
+    words = []
+    tokenizer = options.tokenizer or options.model
+    if tokenizer is not None and Path(tokenizer).name == "tokenizer.json":
+        tokenizer = str(Path(tokenizer).parent)
+    named = given & {"model_name_or_path", "tokenizer_name", "model_config"}
+    if tokenizer is None and not options.config and not named:
+        tokenizer = str(QUICK_START_TOKENIZER)
+        tell("no tokenizer is given: the quick start's small one is taken, with its template. Choose with --tokenizer.")
+    if tokenizer is not None:
+        words.append(f"--tokenizer_name={tokenizer}")
+        if not options.config and "model_name_or_path" not in given and "model_config" not in given:
+            words.append(f"--model_name_or_path={tokenizer}")
+    elif not options.config and "tokenizer_name" in named and not named - {"tokenizer_name"}:
+        words.append(f"--model_name_or_path={QUICK_START_TOKENIZER}")  # never loaded: the tokenizer has a name
+    if options.chat_template is not None:
+        words.append(f"--chat_template_path={options.chat_template}")
+    return words
+
+
+def _tokenizer(args: Args) -> Any:
+    from sft.tokenizer import build_tokenizer
+
+    try:
+        tokenizer = build_tokenizer(args)
+    except (OSError, UnicodeDecodeError) as error:
+        rule = "be a text file that can be read, or chatml"
+        raise SettingsError(Problem("chat_template_path", args.chat_template_path, rule, str(error))) from error
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = CHATML.read_text(encoding="utf-8")
+        tell("the tokenizer has no chat template: the bundled chatml is taken. Choose with --chat-template.")
+    return tokenizer
+
+
+def tell(text: str) -> None:
+    """A line for people, apart from what is printed for programs."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def with_data(args: Args, sources: Mapping[str, float]) -> Args:
+    """The settings with other training data."""
+    return dataclasses.replace(args, train_file=None, train_files=dict(sources))

@@ -1,0 +1,49 @@
+"""The tokenizer of a run, without torch: from a hub name, a folder, or a bare tokenizer.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sft.config import Args
+from strict_settings import Problem, SettingsError
+
+
+def build_tokenizer(args: Args) -> Any:
+    """The tokenizer, with the chat template that the settings ask for.
+
+    Raises:
+        SettingsError: the tokenizer cannot be loaded.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    field = "tokenizer_name" if args.tokenizer_name else "model_name_or_path"
+    name = args.tokenizer_name or args.model_name_or_path
+    folder = Path(str(name))
+    try:
+        if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+            # A bare tokenizer.json names no class; every fast tokenizer can be loaded as the generic one.
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    except Exception as error:  # the library raises many kinds; its own words are the best there are
+        raise cannot_load(field, name, error) from error
+    if args.chat_template_path is not None:
+        tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """Any valid id does: padding is masked by position, never by id, so that it may be the end-of-text token."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def cannot_load(field: str, value: Any, error: Exception) -> SettingsError:
+    """The error for what transformers does not load, in its own words."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    loadable = "be a hub name or a folder that transformers can load"
+    rule = "be a config of a causal language model in transformers" if field == "model_config" else loadable
+    return SettingsError(Problem(field, value, rule, reason))
