@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sft.formats import Conversation
 from sft.masking import Document, Masker, MaskError, MaskOptions
 
 from .cases import Case
 from .replies import Renders, Reply, common, lower, spans
+from .results import outcome, with_lists
 
 Outcome = Literal["exact", "refused", "not rendered", "WRONG"]
 
@@ -114,7 +114,7 @@ class Judge:
         if self.renders.full is None:
             return Verdict("WRONG", f"documents of what does not render: {self.renders.problem}", len(result))
         try:
-            remarks = self._judge_documents(list(map(_with_lists, result)), dropped)
+            remarks = self._judge_documents(list(map(with_lists, result)), dropped)
         except WrongMaskError as wrong:
             return Verdict("WRONG", str(wrong), len(result))
         if dropped:
@@ -286,27 +286,6 @@ class Judge:
         weights = placed.document.weights or ()
         if any(weight for token, weight in enumerate(weights) if token not in trained):
             raise WrongMaskError(f"document {number} gives weight to tokens that are not trained")
-
-
-def outcome(masker: Masker, conversation: Conversation) -> list[Document] | MaskError:
-    """The documents, or the refusal."""
-    try:
-        return masker.documents(conversation)
-    except MaskError as error:
-        return error
-
-
-def columns(result: list[Document] | MaskError) -> Any:
-    """A result as plain values, to compare: columns may be lists or arrays."""
-    if isinstance(result, MaskError):
-        return str(result)
-    return [[None if column is None else list(column) for column in vars(document).values()] for document in result]
-
-
-def _with_lists(document: Document) -> Document:
-    weights = None if document.weights is None else [float(weight) for weight in document.weights]
-    ids, trained = [int(token_id) for token_id in document.input_ids], [bool(flag) for flag in document.trained]
-    return Document(ids, trained, weights, document.notes)
 
 
 def _after_blanks(text: str, start: int, end: int) -> int:

@@ -50,7 +50,7 @@ def rendered_ids(tokenizer: Any, messages: Any, **more: Any) -> list[int]:
     return list(tokenizer.apply_chat_template(list(messages), return_dict=True, **more)["input_ids"])
 
 
-def control_ids(tokenizer: Any, ids: list[int]) -> list[int]:
+def control_ids(tokenizer: Any, ids: Any) -> list[int]:
     added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return [token_id for token_id in ids if token_id in added]
 
@@ -131,7 +131,7 @@ def test_failure_mode_04_what_is_trained_continues_what_the_saved_tokenizer_give
     for document in documents:
         flags = [False, *document.trained]
         for start in [at for at in range(len(document)) if flags[at + 1] and not flags[at]]:
-            starts.append(document.input_ids[:start])
+            starts.append(list(document.input_ids[:start]))
     prompts = [rendered_ids(served, messages[:end], add_generation_prompt=True) for end in (1, 3)]
     assert sorted(starts) == sorted(prompts)
 
@@ -197,7 +197,7 @@ def test_failure_mode_08_the_beginning_of_text_stands_once(name: str) -> None:
     plain = tokenizer("bofu")["input_ids"]
     assert plain[0] == tokenizer.bos_token_id  # the tokenizer does add one where it is not told otherwise
     (document,) = Masker(tokenizer).documents(talk("bofu", "gapi", "dike", "nazo"))
-    assert document.input_ids.count(tokenizer.bos_token_id) == (0 if name == "chatml" else 1)
+    assert list(document.input_ids).count(tokenizer.bos_token_id) == (0 if name == "chatml" else 1)
     assert document.input_ids == rendered_ids(tokenizer, talk("bofu", "gapi", "dike", "nazo").messages)
 
 
@@ -232,8 +232,8 @@ def test_failure_mode_09_control_strings_in_a_tools_result_and_in_arguments_stay
         {"role": "assistant", "content": "vota"},
     )
     (document,) = Masker(tokenizer).documents(Conversation(messages, "row:1"))
-    assert document.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 4
-    assert document.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 4
+    assert list(document.input_ids).count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 4
+    assert list(document.input_ids).count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 4
     trained = stretches(tokenizer, document)
     assert [text.count("<|im_end|>") for text in trained] == [2, 1]
     assert not any("mese" in text for text in trained)

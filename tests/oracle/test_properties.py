@@ -22,7 +22,7 @@ from sft.formats import Conversation
 from sft.masking import Document, Masker, MaskError, MaskOptions
 
 from .control_tokens import stop_strings, tokenizer_for
-from .judge import columns, outcome
+from .results import columns, outcome, with_lists
 
 TEMPLATES = Path(__file__).parent / "templates"
 FRAMES = ("chatml", "markers", "set-blocks", "indices", "forgets-thinking", "role-lines")
@@ -38,9 +38,13 @@ FEW = settings(
 
 
 @cache
+def tokenizer_of(name: str) -> Any:
+    return tokenizer_for(name, (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
+
+
+@cache
 def masker(name: str, **options: Any) -> Masker:
-    template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-    return Masker(tokenizer_for(name, template), options=MaskOptions(**options))
+    return Masker(tokenizer_of(name), options=MaskOptions(**options))
 
 
 def stop_of(name: str) -> str:
@@ -83,7 +87,7 @@ def stretches(tokenizer: Any, document: Document) -> list[str]:
     return [tokenizer.decode([token_id for token_id, _ in run]) for is_trained, run in runs if is_trained]
 
 
-def num_control_tokens(tokenizer: Any, ids: list[int]) -> int:
+def num_control_tokens(tokenizer: Any, ids: Any) -> int:
     special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return sum(token_id in special for token_id in ids)
 
@@ -102,7 +106,8 @@ def documents_of(name: str, talk: Conversation) -> list[Document]:
     try:
         return masker(name).documents(talk)
     except MaskError as error:
-        reason, texts = str(error), [message["content"] for message in talk.messages]
+        reason = str(error)
+        texts = [text for message in talk.messages for key, text in message.items() if key != "role"]
         blank = any(not text.strip() for text in texts)
         stand_ins = any(character >= "\U0010f000" for text in texts for character in text)
         is_right = (
@@ -120,14 +125,14 @@ def one_document(name: str, talk: Conversation) -> Document:
     documents = documents_of(name, talk)
     assume(documents)
     (document,) = documents
-    return document
+    return with_lists(document)
 
 
 @pytest.mark.parametrize("name", FRAMES)
 @FEW
 @given(talk=talks(hostile))
 def test_whatever_is_said_only_the_answers_are_trained(name: str, talk: Conversation) -> None:
-    tokenizer = masker(name).tokenizer
+    tokenizer = tokenizer_of(name)
     document = one_document(name, talk)
     render = tokenizer.apply_chat_template(list(talk.messages), tokenize=False)
     assert tokenizer.decode(document.input_ids) == render
@@ -140,7 +145,7 @@ def test_whatever_is_said_only_the_answers_are_trained(name: str, talk: Conversa
 @FEW
 @given(talk=talks(harmless))
 def test_ids_are_those_of_apply_chat_template(name: str, talk: Conversation) -> None:
-    tokenizer = masker(name).tokenizer
+    tokenizer = tokenizer_of(name)
     document = one_document(name, talk)
     expected = tokenizer.apply_chat_template(list(talk.messages), return_dict=True)["input_ids"]
     assert document.input_ids == expected
@@ -150,7 +155,7 @@ def test_ids_are_those_of_apply_chat_template(name: str, talk: Conversation) -> 
 @FEW
 @given(talk=talks(hostile))
 def test_a_template_that_trims_trains_the_trimmed_answers(name: str, talk: Conversation) -> None:
-    tokenizer = masker(name).tokenizer
+    tokenizer = tokenizer_of(name)
     document = one_document(name, talk)
     assert stretches(tokenizer, document) == [f"{answer.strip()}{stop_of(name)}" for answer in answers(talk)]
     expected = one_document(name, with_contents(talk, "gapi"))
@@ -162,8 +167,8 @@ def test_a_template_that_trims_trains_the_trimmed_answers(name: str, talk: Conve
 @given(talk=talks(hostile))
 def test_with_error_instead_of_escape_a_control_string_never_passes(name: str, talk: Conversation) -> None:
     strict = masker(name, special_tokens_in_data="error")
-    known = strict.tokenizer.all_special_tokens + [
-        token.content for token in strict.tokenizer.added_tokens_decoder.values() if token.special
+    known = tokenizer_of(name).all_special_tokens + [
+        token.content for token in tokenizer_of(name).added_tokens_decoder.values() if token.special
     ]
     holds_one = any(token in message["content"] for message in talk.messages for token in known)
     if holds_one:
@@ -177,7 +182,7 @@ def test_with_error_instead_of_escape_a_control_string_never_passes(name: str, t
 @settings(FEW, max_examples=12)
 @given(data=st.lists(talks(hostile), min_size=2, max_size=5))
 def test_encoding_many_gives_what_encoding_one_gives(name: str, data: list[Conversation]) -> None:
-    many, alone = (Masker(masker(name).tokenizer) for _ in range(2))
+    many, alone = (Masker(tokenizer_of(name)) for _ in range(2))
     for talk, found in zip([*data, *data], many.encode([*data, *data]), strict=True):
         assert columns(found) == columns(outcome(alone, talk))
 
@@ -188,7 +193,7 @@ def test_an_answer_that_is_the_question_is_trained_once(first: str, question: st
     name = "chatml"
     talk = conversation([first, question, answer, answer, question], system=True)
     document = one_document(name, talk)
-    assert stretches(masker(name).tokenizer, document) == [f"{answer}<|im_end|>", f"{question}<|im_end|>"]
+    assert stretches(tokenizer_of(name), document) == [f"{answer}<|im_end|>", f"{question}<|im_end|>"]
 
 
 @pytest.mark.parametrize("form", ["inline", "field"])
@@ -196,7 +201,7 @@ def test_an_answer_that_is_the_question_is_trained_once(first: str, question: st
 @given(texts=st.lists(hostile.filter(lambda text: "think>" not in text), min_size=6, max_size=6))
 def test_reasoning_is_trained_where_it_is_rendered_at_inference(form: str, texts: list[str]) -> None:
     name = "forgets-thinking"
-    tokenizer = masker(name).tokenizer
+    tokenizer = tokenizer_of(name)
     q1, r1, a1, q2, r2, a2 = [text.strip("\n") for text in texts]
     messages = []
     for question, thought, answer in ((q1, r1, a1), (q2, r2, a2)):

@@ -10,10 +10,10 @@ import pytest
 
 from sft.masking import Masker
 
-from .cases import BUILDERS, case
+from .cases import BUILDERS, GROUPS, case
 from .control_tokens import BUNDLED_TOKENIZER, tokenizer_for
-from .coverage import GROUPS, judged, shares
-from .judge import columns, outcome
+from .coverage import judged, shares
+from .results import columns, outcome
 
 OWN = sorted((Path(__file__).parent / "templates").glob("*.jinja"))
 DATA = Path(os.environ["CLEANSFT_TEST_DATA"]) if "CLEANSFT_TEST_DATA" in os.environ else None
