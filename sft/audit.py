@@ -1,238 +1,308 @@
-"""The whole data set before any GPU is taken: what is read, refused, cut and trained, and what an epoch will be."""
+"""The whole data before any GPU is taken: what is read, refused, cut and trained. Streamed: memory holds counts, and two
+hashes for each row."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import math
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from sft.config import Args
-from sft.encoding import ROWS_PER_BATCH, Encoding
+from sft.documents import Document
 from sft.formats import Conversation
-from sft.rows import BadRow, BadRows
+from sft.masking import Masker, MaskError
+from sft.rows import BadRow
 from sft.sources import read_conversations
-from sft.truncation import TRUNCATED
+from sft.truncation import Truncation, fitted, without_tail
 
-MAX_EXAMPLES = 5
+ROWS_PER_BATCH = 256
 QUICK_ROWS = 200
 QUICK_S = 5.0
-WARNING_NOTES = (
-    "the template adds a text of its own",
-    "no stop token",
-    "the template leaves out",
-    "the template does not show",
-    "the template writes today",
-    "what the template renders",
-    "control strings",
-)
-"""Beginnings of the masker's notes that a person should decide about."""
+MAX_EXAMPLES = 5
+MAX_KINDS = 200
+"""So many reasons and notes are told apart; what varies in them is cut out, so real data has a handful."""
 
 
-@dataclass
-class SourceAudit:
-    """What one source holds."""
+class Tally:
+    """How often something happened, and the first places where."""
 
-    name: str
-    times: float
-    rows: int = 0
-    bad: int = 0
-    documents: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
 
-
-@dataclass
-class Audit:
-    """What was found."""
-
-    max_length: int
-    is_whole: bool = True
-    """False if only the first rows were looked at."""
-    forms: Counter[str] = field(default_factory=Counter)
-    """Rows of each form."""
-    counts: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    """Documents for each of the masker's notes."""
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    """What happened → places where."""
-    sources: list[SourceAudit] = field(default_factory=list)
-    stop_tokens: list[str] = field(default_factory=list)
-    duplicates: int = 0
-    """Rows that say what an earlier row said."""
-    conflicts: int = 0
-    """Rows with the prompt of an earlier row and another answer."""
-    lengths: Counter[int] = field(default_factory=Counter)
-    """Documents of each length in tokens, after truncation."""
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    epoch: dict[str, Any] = field(default_factory=dict)
-    """What one epoch means."""
-
-    def example(self, what: str, place: str) -> None:
-        """Remembers a place, if there are not enough of them."""
+    def add(self, what: str, place: str) -> None:
+        """Counts one."""
+        if what not in self.counts and len(self.counts) >= MAX_KINDS:
+            what = "other"
+        self.counts[what] += 1
         places = self.examples.setdefault(what, [])
         if len(places) < MAX_EXAMPLES:
             places.append(place)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "is_whole": self.is_whole,
-            "max_length": self.max_length,
-            "errors": self.errors,
-            "warnings": self.warnings,
-            "forms": dict(self.forms),
-            "counts": dict(self.counts),
-            "notes": dict(self.notes),
-            "examples": self.examples,
-            "sources": [vars(source) for source in self.sources],
-            "stop_tokens": self.stop_tokens,
-            "duplicates": self.duplicates,
-            "conflicts": self.conflicts,
-            "lengths": {str(length): number for length, number in sorted(self.lengths.items())},
-            "epoch": self.epoch,
-        }
+
+@dataclass
+class SourceAudit:
+    """What one source holds. `rows` = those of all forms + refused ones at reading; `documents` of good rows =
+    the kept ones + the dropped ones."""
+
+    name: str
+    times: float = 1.0
+    """How often its rows are seen in an epoch."""
+    rows: int = 0
+    forms: Counter[str] = field(default_factory=Counter)
+    """Rows of each form."""
+    num_refused: int = 0
+    documents: int = 0
+    """Those that are trained."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    num_truncated: int = 0
+    num_dropped: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Documents of each length in tokens, up to the last trained one, before truncation."""
+    kept_lengths: Counter[int] = field(default_factory=Counter)
+    """Those that are trained, after truncation."""
 
 
-def audit(args: Args, encoding: Encoding, *, quick: bool = False, progress: Any = None) -> Audit:
-    """Reads and encodes all training data once, keeping counts only.
+@dataclass
+class Audit:
+    """What was found in the data of a run."""
+
+    max_length: int
+    sources: list[SourceAudit] = field(default_factory=list)
+    """Of the training data."""
+    held_out: SourceAudit | None = None
+    """The evaluation's."""
+    is_whole: bool = True
+    """False if only the first rows were looked at."""
+    refused: Tally = field(default_factory=Tally)
+    """By reason; places with the reason as it was given."""
+    fates: Tally = field(default_factory=Tally)
+    """Documents truncated and dropped, by what was done."""
+    notes: Tally = field(default_factory=Tally)
+    """Documents for each of the masker's notes."""
+    repeated: Tally = field(default_factory=Tally)
+    """Rows that repeat others, by how."""
+    longest: tuple[int, str] = (0, "")
+    """Tokens of the longest document, and its place."""
+    stop_tokens: dict[int, str] = field(default_factory=dict)
+    """Tokens that end trained turns."""
+
+    @property
+    def rows(self) -> int:
+        """Training rows, good and bad ones."""
+        return sum(source.rows for source in self.sources)
+
+    @property
+    def num_refused(self) -> int:
+        """Training rows that cannot be used."""
+        return sum(source.num_refused for source in self.sources)
+
+    @property
+    def documents(self) -> int:
+        """Training documents."""
+        return sum(source.documents for source in self.sources)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the training documents."""
+        return sum(source.tokens for source in self.sources)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Those with a loss."""
+        return sum(source.trained_tokens for source in self.sources)
+
+    @property
+    def forms(self) -> Counter[str]:
+        """Training rows of each form."""
+        return sum((source.forms for source in self.sources), Counter[str]())
+
+    @property
+    def lengths(self) -> Counter[int]:
+        """Training documents of each length, before truncation."""
+        return sum((source.lengths for source in self.sources), Counter[int]())
+
+
+REPEATED = "the row repeats an earlier one"
+ANOTHER_ANSWER = "the row has the prompt of an earlier one and another answer"
+IN_TRAINING = "the row of the evaluation is among the training rows"
+
+
+class Auditor:
+    """Reads and encodes data once, keeping counts only."""
+
+    def __init__(
+        self,
+        masker: Masker,
+        max_length: int,
+        truncation: Truncation = "right",
+        *,
+        columns: Mapping[str, str] | None = None,
+        max_rows: int | None = None,
+        is_quick: bool = False,
+        progress: Callable[[int], Any] = lambda _: None,
+    ) -> None:
+        """
+        Args:
+            masker: tokenizer, template and what is trained.
+            max_length: tokens of a document.
+            truncation: what happens to longer ones.
+            columns: our column → the source's.
+            max_rows: take only the first rows of each source of the training data.
+            is_quick: look at `QUICK_ROWS` rows in `QUICK_S` seconds, whatever the settings say.
+            progress: called with the number of rows done.
+        """
+        self.found = Audit(max_length)
+        self._masker, self._truncation, self._columns = masker, truncation, columns
+        self._max_rows, self._is_quick, self._progress = max_rows, is_quick, progress
+        self._rows_seen: set[int] = set()
+        self._prompts_seen: set[int] = set()
+        self._deadline = time.monotonic() + QUICK_S if is_quick else float("inf")
+
+    def train(self, sources: Mapping[str, float]) -> None:
+        """Looks at the training data: file → how often its rows are seen in an epoch.
+
+        Raises:
+            DataError: a source cannot be read.
+        """
+        for name, times in sources.items():
+            source = SourceAudit(name, times)
+            self.found.sources.append(source)
+            self._read(source, self._max_rows, -(-QUICK_ROWS // len(sources)))
+
+    def evaluate(self, name: str, max_rows: int | None = None) -> None:
+        """Looks at the evaluation's data, after the training data.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        self.found.held_out = SourceAudit(name)
+        self._read(self.found.held_out, max_rows, QUICK_ROWS // 4)
+
+    def _read(self, source: SourceAudit, max_rows: int | None, quick_rows: int) -> None:
+        limit = min(quick_rows, max_rows or quick_rows) if self._is_quick else max_rows
+        rows = read_conversations(source.name, self._columns, limit)
+        size = 32 if self._is_quick else ROWS_PER_BATCH
+        while batch := list(itertools.islice(rows, size)):
+            self._look_at(batch, source)
+            self._progress(len(batch))
+            if time.monotonic() > self._deadline:
+                break
+        self.found.is_whole = self.found.is_whole and not (self._is_quick and source.rows >= min(size, quick_rows))
+        self.found.stop_tokens = {token: self._masker.decode([token]) for token in sorted(self._masker.stop_token_ids)}
+
+    def _look_at(self, batch: Sequence[Conversation | BadRow], source: SourceAudit) -> None:
+        made = iter(self._masker.encode([row for row in batch if isinstance(row, Conversation)]))
+        for row in batch:
+            source.rows += 1
+            if isinstance(row, BadRow):
+                self._refuse(source, row)
+                continue
+            source.forms[row.format] += 1
+            self._compare(row, is_training=source is not self.found.held_out)
+            documents = next(made)
+            if isinstance(documents, MaskError):
+                self._refuse(source, BadRow(row.source, str(documents)))
+                continue
+            for document in documents:
+                self._count(document, row, source)
+
+    def _refuse(self, source: SourceAudit, bad: BadRow) -> None:
+        source.num_refused += 1
+        self.found.refused.add(_without_values(bad.reason), str(bad))
+
+    def _count(self, document: Document, row: Conversation, source: SourceAudit) -> None:
+        found = self.found
+        for note in document.notes:
+            found.notes.add(note, row.source)
+        length = len(without_tail(document))
+        source.lengths[length] += 1
+        if length > found.longest[0] and source is not found.held_out:
+            found.longest = (length, row.source)
+        kept, fate = fitted(document, found.max_length, self._truncation)
+        if fate is not None:
+            found.fates.add(fate, f"{row.source}: {length:,} tokens")
+            source.num_truncated += kept is not None
+            source.num_dropped += kept is None
+        if kept is not None:
+            source.documents += 1
+            source.tokens += len(kept)
+            source.trained_tokens += kept.num_trained_tokens
+            source.kept_lengths[len(kept)] += 1
+
+    def _compare(self, row: Conversation, *, is_training: bool) -> None:
+        """Counts rows that repeat another one."""
+        messages = row.messages
+        last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        whole, prompt = _hash([messages, row.tools]), _hash([messages[:last], row.tools])
+        if not is_training:
+            if whole in self._rows_seen:
+                self.found.repeated.add(IN_TRAINING, row.source)
+            return
+        if whole in self._rows_seen:
+            self.found.repeated.add(REPEATED, row.source)
+        elif prompt in self._prompts_seen:
+            self.found.repeated.add(ANOTHER_ANSWER, row.source)
+        self._rows_seen.add(whole)
+        self._prompts_seen.add(prompt)
+
+
+def _hash(value: Any) -> int:
+    """64 bits: among ten million rows, two that differ have the same with a chance of 1 in 400,000."""
+    text = json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def _without_values(reason: str) -> str:
+    """The reason without what differs from row to row, so that like ones count together."""
+    return re.sub(r"'[^']*'|`[^`]*` is [^;]*|\d+(\.\d+)?", "…", reason)[:300]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a histogram."""
+
+    first: int
+    last: int | None
+    """None: all that is longer."""
+    number: int
+
+
+def bins(lengths: Mapping[int, int], max_bins: int = 16) -> list[Bin]:
+    """Bars of equal and round width; the longest half per cent stand in one bar at the end if they would make it wide.
 
     Args:
-        args: the run's settings.
-        encoding: how conversations become documents.
-        quick: look only at the first rows of each source.
-        progress: called with the number of rows done.
-
-    Raises:
-        DataError: a source cannot be read.
+        lengths: documents of each length.
+        max_bins: at most so many bars, and one for the rest.
     """
-    found = Audit(args.max_length)
-    bad_rows = BadRows("error")
-    seen: set[bytes] = set()
-    prompts: dict[bytes, bytes] = {}
-    deadline = time.monotonic() + QUICK_S if quick else math.inf
-    for name, times in args.train_sources.items():
-        source = SourceAudit(name, times)
-        found.sources.append(source)
-        limit = min(args.max_train_samples or QUICK_ROWS, QUICK_ROWS) if quick else args.max_train_samples
-        rows = iter(itertools.islice(read_conversations(name, dict(args.columns)), limit))
-        while (batch := list(itertools.islice(rows, 32 if quick else ROWS_PER_BATCH))) and time.monotonic() < deadline:
-            for row in batch:
-                if isinstance(row, Conversation):
-                    found.forms[row.format] += 1
-                    _compare(row, seen, prompts, found)
-            _encode(batch, source, encoding, found, bad_rows)
-            if progress is not None:
-                progress(len(batch))
-        found.is_whole = found.is_whole and not quick
-    found.stop_tokens = [encoding.masker.decode([token]) for token in sorted(encoding.masker.stop_token_ids)]
-    _judge(found, bad_rows, args)
-    return found
+    if not lengths:
+        return []
+    usual = quantile(lengths, 0.995)
+    width = next(w for w in _round_widths() if w * max_bins >= usual)
+    numbers = Counter[int]()
+    last = max(-(-usual // width), 1)
+    for length, number in lengths.items():
+        numbers[min((max(length, 1) - 1) // width, last)] += number
+    found = [Bin(index * width + 1, (index + 1) * width, numbers[index]) for index in range(last)]
+    return [*found, Bin(last * width + 1, None, numbers[last])] if numbers[last] else found
 
 
-def _encode(
-    batch: list[Conversation | BadRow], source: SourceAudit, encoding: Encoding, found: Audit, bad_rows: BadRows
-) -> None:
-    encoded = encoding.encode(list(enumerate(batch)))
-    for bad in encoded.bad:
-        bad_rows.add(bad)
-    found.counts.update(encoded.counts)
-    for note, number in encoded.notes.items():
-        if note not in found.notes:
-            found.example(note, batch[0].source if len(batch) == 1 else f"among {batch[0].source} and the following")
-        found.notes[note] += number
-    found.lengths.update(Counter(map(int, encoded.columns.lengths)))
-    kept = Counter(map(int, encoded.columns.rows))
-    for number, row in enumerate(batch):
-        if isinstance(row, Conversation) and not kept[number] and not any(b.source == row.source for b in encoded.bad):
-            found.example("dropped", row.source)
-    source.rows += len(batch)
-    source.bad += len(encoded.bad)
-    source.documents += encoded.counts["documents"]
-    source.tokens += encoded.counts["tokens"]
-    source.trained_tokens += encoded.counts["trained_tokens"]
+def _round_widths() -> Iterator[int]:
+    for power in itertools.count():
+        yield from (step * 10**power for step in (1, 2, 5))
 
 
-def _compare(row: Conversation, seen: set[bytes], prompts: dict[bytes, bytes], found: Audit) -> None:
-    """Counts rows that repeat an earlier one, or answer its prompt differently."""
-    whole = _digest(list(row.messages))
-    first_answer = next((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), len(row.messages))
-    prompt = _digest(list(row.messages[:first_answer]))
-    if whole in seen:
-        found.duplicates += 1
-        found.example("duplicate", row.source)
-    elif prompt in prompts and first_answer:
-        found.conflicts += 1
-        found.example("same prompt, another answer", row.source)
-    seen.add(whole)
-    prompts.setdefault(prompt, whole)
-
-
-def _digest(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=12).digest()
-
-
-def _judge(found: Audit, bad_rows: BadRows, args: Args) -> None:
-    """What is an error, what a person should know, and what an epoch is."""
-    counts = found.counts
-    if not counts["rows"]:
-        found.errors.append("the data holds no row. Name a file with at least one conversation.")
-    elif not counts["documents"] and not (bad_rows.count and args.on_bad_row == "error"):
-        found.errors.append(f"no row has a trained token within max_length {args.max_length}. Raise max_length.")
-    if bad_rows.count:
-        told = f"{bad_rows.count:,} of {counts['rows']:,} rows cannot be used:\n{bad_rows.report()}"
-        is_error = args.on_bad_row == "error" or bad_rows.count > args.max_bad_rows
-        (found.errors if is_error else found.warnings).append(told)
-        for bad in bad_rows.examples:
-            found.example("refused", str(bad))
-    for what in sorted(counts):
-        if counts[what] and (what == TRUNCATED or what.startswith("dropped")):
-            found.warnings.append(f"{counts[what]:,} documents {what} (max_length {args.max_length})")
-    for note, number in found.notes.most_common():
-        if note.startswith(WARNING_NOTES):
-            found.warnings.append(f"{number:,} documents: {note}")
-    if found.duplicates:
-        found.warnings.append(f"{found.duplicates:,} rows repeat an earlier row")
-    if found.conflicts:
-        found.warnings.append(f"{found.conflicts:,} rows have the prompt of an earlier row and another answer")
-    found.epoch = _epoch(found, args)
-
-
-def _epoch(found: Audit, args: Args) -> dict[str, Any]:
-    lengths = np.repeat(
-        *(np.array(list(part), dtype=np.int64) for part in (found.lengths.keys(), found.lengths.values()))
-    )
-    documents = sum(round(source.documents * source.times) for source in found.sources)
-    tokens = sum(round(source.tokens * source.times) for source in found.sources)
-    trained = sum(round(source.trained_tokens * source.times) for source in found.sources)
-    per_step = args.train_batch_size or args.per_device_train_batch_size * args.gradient_accumulation_steps
-    rows = math.ceil(tokens / args.max_length) if args.packing else documents
-    epoch: dict[str, Any] = {
-        "documents": documents,
-        "tokens": tokens,
-        "trained_tokens": trained,
-        "rows_per_step": per_step,
-        "steps": math.ceil(rows / per_step),
-        "packing": args.packing,
-        "mean_length": float(lengths.mean()) if len(lengths) else 0.0,
-        "longest": int(lengths.max()) if len(lengths) else 0,
-    }
-    if len(lengths):
-        order = np.random.default_rng(args.seed).permutation(lengths)
-        batches = [order[i : i + args.per_device_train_batch_size] for i in _starts(len(order), args)]
-        padded = sum(int(batch.max()) * len(batch) for batch in batches)
-        epoch["padding"] = 0.0 if args.packing else 1 - int(lengths.sum()) / padded
-    return epoch
-
-
-def _starts(number: int, args: Args) -> Iterator[int]:
-    return iter(range(0, number, args.per_device_train_batch_size))
+def quantile(lengths: Mapping[int, int], share: float) -> int:
+    """The length that this share of the documents does not exceed; 0 without documents."""
+    total, so_far = sum(lengths.values()), 0
+    for length in sorted(lengths):
+        so_far += lengths[length]
+        if so_far >= share * total:
+            return length
+    return 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sft.subject import Subject, add_options, split_words, subject_of
+from sft.subject import Subject, add_options, split_words, subject_of, write_page
 from strict_settings import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -88,6 +89,42 @@ def _print_json(found: Iterable[Inspected | Refused]) -> None:
 
 
 def _show(
-    found: Iterator[Inspected | Refused], rows: range | None, options: argparse.Namespace, subject: Subject
+    found: Iterable[Inspected | Refused], rows: range | None, options: argparse.Namespace, subject: Subject
 ) -> None:
-    print("(painting follows)")
+    """Paints in the terminal, and on a page where one is asked for."""
+    from sft.inspection import Refused, pieces
+    from sft.painting import Brush, legend, painted
+
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")  # of a terminal that does not know all signs
+    brush = Brush(_has_color(options.color))
+    views = []
+    num_rows: set[int] = set()
+    num_tokens = num_trained = 0
+    for view in found:
+        parts = [] if isinstance(view, Refused) else pieces(view, subject.masker)
+        if not num_rows:
+            print(legend(brush), end="\n\n")
+        print(painted(view, parts, brush, is_full=options.full), flush=True)
+        num_rows.add(view.row)
+        if not isinstance(view, Refused):
+            num_tokens, num_trained = num_tokens + len(view.kept), num_trained + view.num_trained_tokens
+        if options.html:
+            views.append((view, parts))
+    if not num_rows:
+        asked = "row" if options.row is not None else "rows"
+        raise SettingsError(Problem(f"--{asked}", options.row or options.rows or "0:3", "be among the data's rows"))
+    share = num_trained / max(num_tokens, 1)
+    print(f"{len(num_rows)} rows: {num_tokens:,} tokens, {num_trained:,} trained ({share:.0%})")
+    if options.html:
+        from sft.page import inspect_page
+
+        write_page(options.html, inspect_page(views, title=", ".join(subject.sources)))
+
+
+def _has_color(choice: str) -> bool:
+    """Whether to paint: `auto` is for terminals, unless https://no-color.org asks for none."""
+    if choice != "auto":
+        return choice == "always"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -2,143 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-from sft.audit import Audit
-from sft.documents import Document
-from sft.inspection import Inspected
-from sft.masking import Masker
+from sft.inspection import Inspected, Piece, Refused
 
-TRAINED, CONTROL, TRAINED_CONTROL, DIM, BOLD, RED, RESET = (
-    f"\x1b[{code}m" for code in ("30;42", "36", "1;30;46", "2", "1", "31", "0")
-)
 MAX_CHARACTERS = 3000
-"""Longer documents are shortened in the middle, unless they are wanted in full."""
+"""Longer documents are shortened in their middle, unless they are wanted in full."""
 
-Piece = tuple[str, bool, bool, float]
-"""Text, whether it is trained, whether it is a control token, its weight."""
-
-
-def pieces(document: Document, masker: Masker) -> Iterator[Piece]:
-    """The document's text in stretches of one kind."""
-    weights = document.weights if document.weights is not None else [1.0] * len(document)
-    tokens = zip(document.input_ids, document.trained, weights, strict=True)
-    kinds = groupby(tokens, key=lambda token: (bool(token[1]), masker.is_control(int(token[0])), float(token[2])))
-    for (is_trained, is_control, weight), group in kinds:
-        yield masker.decode([int(token[0]) for token in group]), is_trained, is_control, weight
-
-
-def painted(inspected: Inspected, masker: Masker, *, color: bool, full: bool) -> str:
-    """The document with a heading and its notes, or the reason why there is none."""
-    paint: Callable[[str, str], str] = (lambda text, code: f"{code}{text}{RESET}") if color else (lambda text, _: text)
-    heading = f"── {inspected.source}" + (f" · {inspected.form}" if inspected.form else "")
-    if inspected.document is None:
-        return f"{paint(heading, BOLD)}\n{paint('refused: ', RED)}{inspected.refused}\n"
-    document = inspected.document
-    share = document.num_trained_tokens / max(len(document), 1)
-    heading += f" · {len(document):,} tokens, {document.num_trained_tokens:,} trained ({share:.0%})"
-    if inspected.number:
-        heading += f" · document {inspected.number + 1} of the row"
-    body = _body(list(pieces(document, masker)), color=color, full=full)
-    notes = [f"   note: {note}" for note in document.notes]
-    if inspected.truncated:
-        notes.append(f"   {inspected.truncated}")
-    return "\n".join([paint(heading, BOLD), body, *(paint(note, DIM) for note in notes), ""])
+# Colours of their own for letters and ground: readable on dark and on light terminals.
+_STYLES = {
+    "trained": "38;5;16;48;5;157",
+    "trained control": "1;38;5;18;48;5;117",
+    "control": "38;5;67",
+    "cut": "2;9",
+    "mark": "2",
+    "heading": "1",
+    "refused": "1;31",
+    "note": "33",
+}
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
+"""Characters that are not seen, or that would steer the terminal."""
 
 
-def legend(*, color: bool) -> str:
-    """How to read it."""
-    if color:
-        return (
-            f"{TRAINED} trained {RESET}  {CONTROL}control token{RESET}  {TRAINED_CONTROL} trained control token {RESET}"
+@dataclass(frozen=True)
+class Brush:
+    """How things are shown: with colours or with marks."""
+
+    has_color: bool
+
+    def __call__(self, text: str, style: str) -> str:
+        """The text in a style. It is ended before each line break, or terminals paint the rest of the line."""
+        if not self.has_color or style not in _STYLES:
+            return text
+        lines = (f"\x1b[{_STYLES[style]}m{line}\x1b[0m" if line else line for line in text.split("\n"))
+        return "\n".join(lines)
+
+
+def legend(brush: Brush) -> str:
+    """How to read what follows."""
+    if not brush.has_color:
+        return "⟦trained⟧  not trained  ⟦×0.5 trained with this weight⟧  ✂⟨cut off⟩  ↵ line break"
+    return "  ".join(
+        [brush(" trained ", "trained"), brush(" trained control token ", "trained control"), "not trained"]
+        + [brush("control token", "control"), brush("cut off", "cut"), brush("↵", "mark") + " line break"]
+    )
+
+
+def painted(view: Inspected | Refused, pieces: Sequence[Piece], brush: Brush, *, is_full: bool) -> str:
+    """The document with a heading and its notes; for a refused row the reason."""
+    if isinstance(view, Refused):
+        heading = brush(f"── {view.source} · row {view.row}", "heading")
+        return f"{heading}\n{brush('refused:', 'refused')} {visible(view.reason)}\n"
+    return "\n".join([brush(_heading(view), "heading"), _body(pieces, brush, is_full).rstrip("\n"), *_remarks(view, brush), ""])
+
+
+def _heading(view: Inspected) -> str:
+    num_tokens = len(view.document)
+    kept = f"{len(view.kept):,} of {num_tokens:,} tokens" if view.is_truncated else f"{num_tokens:,} tokens"
+    share = view.num_trained_tokens / max(len(view.kept), 1)
+    row = f"row {view.row}" + (f", document {view.number}" if view.number else "")
+    return f"── {view.source} · {row} · {view.form} · {kept}, {view.num_trained_tokens:,} trained ({share:.0%})"
+
+
+def _remarks(view: Inspected, brush: Brush) -> Iterator[str]:
+    if view.cut:
+        yield brush(f"   {view.cut}", "note")
+    for note in view.document.notes:
+        yield brush(f"   note: {visible(note)}", "note")
+
+
+def visible(text: str) -> str:
+    """The text with a sign for each character that is not seen or would steer the terminal."""
+    return _UNSEEN.sub(lambda match: _sign(match[0]), text).replace("\t", "⇥\t")
+
+
+def _sign(character: str) -> str:
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else f"\\u{code:04x}"
+
+
+def _body(pieces: Sequence[Piece], brush: Brush, is_full: bool) -> str:
+    stretches = _shortened(list(_stretches(pieces, brush)), MAX_CHARACTERS if not is_full else None)
+    return "".join(_stretch(stretch, brush) for stretch in stretches)
+
+
+def _stretches(pieces: Sequence[Piece], brush: Brush) -> Iterator[Piece]:
+    """Neighbours that look alike as one piece; brackets go around text and control tokens together."""
+
+    def look(piece: Piece) -> tuple[object, ...]:
+        if not piece.is_kept:
+            return (False,)
+        return (True, piece.is_trained, piece.weight, brush.has_color and piece.is_control)
+
+    for _, group in groupby(pieces, key=look):
+        members = list(group)
+        yield replace(members[0], text="".join(piece.text for piece in members))
+
+
+def _shortened(stretches: Sequence[Piece], budget: int | None) -> Iterator[Piece]:
+    """The stretches without the middle of what is longer than the budget."""
+    total = sum(len(piece.text) for piece in stretches)
+    if budget is None or total <= budget:
+        yield from stretches
+        return
+    hidden, position, is_marked = range(budget // 2, total - budget // 2), 0, False
+    for piece in stretches:
+        start, end = hidden.start - position, hidden.stop - position
+        position += len(piece.text)
+        head, tail = piece.text[: max(start, 0)], piece.text[max(end, 0) :]
+        if start >= len(piece.text) or end <= 0:
+            yield piece
+            continue
+        if head:
+            yield replace(piece, text=head)
+        if not is_marked:
+            left_out = f"\n… {len(hidden):,} characters; --full prints them …\n"
+            yield Piece(left_out, piece.index, (), False, 0.0, False, True)
+            is_marked = True
+        if tail:
+            yield replace(piece, text=tail)
+
+
+def _stretch(piece: Piece, brush: Brush) -> str:
+    text = visible(piece.text)
+    if not brush.has_color:
+        text = text.replace("\n", "↵\n") if piece.ids else text
+        if not piece.is_kept:
+            return f"✂⟨{text}⟩"
+        weight = f"×{piece.weight:g} " if piece.weight != 1.0 else ""
+        return f"⟦{weight}{text}⟧" if piece.is_trained else text
+    style = "cut"
+    if piece.is_kept:
+        style = " ".join(
+            word for word, holds in (("trained", piece.is_trained), ("control", piece.is_control)) if holds
         )
-    return "⟦trained⟧ not trained; ⏎ is a line break in what is trained or around it"
-
-
-def _body(parts: Sequence[Piece], *, color: bool, full: bool) -> str:
-    total = sum(len(text) for text, *_ in parts)
-    budget = total if full else MAX_CHARACTERS
-    shown: list[str] = []
-    was_trained, position = False, 0
-    for text, is_trained, is_control, weight in parts:
-        visible = _shortened(text, position, total, budget).replace("\n", "⏎\n")
-        position += len(text)
-        if not color:
-            if is_trained != was_trained:
-                shown.append("⟦" if is_trained else "⟧")
-            was_trained = is_trained
-            shown.append(visible + (f"×{weight:g}" if is_trained and weight != 1.0 else ""))
-            continue
-        code = (TRAINED_CONTROL if is_control else TRAINED) if is_trained else CONTROL if is_control else ""
-        if is_trained and weight != 1.0:
-            visible += f"×{weight:g}"
-        # A background is ended before a line break, or the terminal paints the rest of the line.
-        shown.append("\n".join(f"{code}{line}{RESET}" if code and line else line for line in visible.split("\n")))
-    if was_trained:
-        shown.append("⟧")
-    return "".join(shown)
-
-
-def _shortened(text: str, position: int, total: int, budget: int) -> str:
-    """What of a stretch is shown: all but what stands in the document's middle."""
-    if total <= budget:
-        return text
-    hidden_from, hidden_to = budget // 2 - position, total - budget // 2 - position
-    start, end = max(0, hidden_from), min(len(text), hidden_to)
-    if start >= end:
-        return text
-    mark = f" …{total - budget:,} characters… " if 0 <= hidden_from < len(text) else ""
-    return text[:start] + mark + text[end:]
-
-
-def audit_text(found: Audit) -> str:
-    """An audit for the terminal; errors and warnings first."""
-    counts, epoch = found.counts, found.epoch
-    lines = [f"error: {error}" for error in found.errors] + [f"warning: {warning}" for warning in found.warnings]
-    if lines:
-        lines.append("")
-    share = counts["trained_tokens"] / max(counts["tokens"], 1)
-    forms = ", ".join(f"{form} {number:,}" for form, number in found.forms.most_common())
-    lines += [
-        f"rows       {counts['rows']:,} ({forms or 'none can be read'})",
-        f"documents  {counts['documents']:,}",
-        f"tokens     {counts['tokens']:,}, {counts['trained_tokens']:,} trained ({share:.0%})",
-        f"stop at    {' '.join(found.stop_tokens) or 'nothing'}",
-    ]
-    if len(found.sources) > 1:
-        lines += [
-            "",
-            f"{'source':40} {'times':>6} {'rows':>9} {'refused':>8} {'documents':>10} {'tokens':>13} {'trained':>8}",
-        ]
-        for source in found.sources:
-            part = source.trained_tokens / max(source.tokens, 1)
-            lines.append(
-                f"{source.name[-40:]:40} {source.times:>6g} {source.rows:>9,} {source.bad:>8,} {source.documents:>10,} "
-                f"{source.tokens:>13,} {part:>8.0%}"
-            )
-    lines += ["", "tokens per document", *_histogram(found)]
-    packed = "packed" if epoch["packing"] else f"{epoch.get('padding', 0):.0%} padding"
-    lines += [
-        "",
-        f"one epoch: {epoch['documents']:,} documents, {epoch['tokens']:,} tokens, {epoch['trained_tokens']:,} trained; "
-        f"{epoch['steps']:,} steps of {epoch['rows_per_step']} rows (times the number of processes), {packed}",
-    ]
-    for what, places in found.examples.items():
-        if what == "refused":
-            continue
-        lines += ["", f"{what}:", *(f"  {place}" for place in places)]
-    return "\n".join(lines)
-
-
-def _histogram(found: Audit, num_bars: int = 12, width: int = 50) -> list[str]:
-    longest = max(found.lengths, default=1)
-    step = max(1, -(-longest // num_bars))
-    numbers = [0] * num_bars
-    for length, number in found.lengths.items():
-        numbers[min((length - 1) // step, num_bars - 1)] += number
-    highest = max(max(numbers), 1)
-    return [
-        f"{index * step + 1:>7}–{(index + 1) * step:<7} {'█' * round(width * number / highest):{width}} {number:,}"
-        for index, number in enumerate(numbers)
-    ]
+    weight = brush(f"×{piece.weight:g}", "note") if piece.is_trained and piece.weight != 1.0 else ""
+    if not piece.ids:
+        return brush(text, "mark")
+    mark = brush("↵", "mark") if style != "trained" else brush("↵", "trained")
+    return weight + f"{mark}\n".join(brush(line, style) for line in text.split("\n"))

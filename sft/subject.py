@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.arguments import load_args
 from sft.config import ALIASES, ROOT, Args
+from sft.errors import StorageError
 from strict_settings import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -161,6 +161,14 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def with_data(args: Args, sources: Mapping[str, float]) -> Args:
-    """The settings with other training data."""
-    return dataclasses.replace(args, train_file=None, train_files=dict(sources))
+def write_page(path: Path, text: str) -> None:
+    """Writes a page, and says where it is.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
+    tell(f"page: {path}")

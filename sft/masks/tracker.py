@@ -181,6 +181,10 @@ def _with_marks(value: Any, marks: list[Tracked], in_order: bool) -> Any:
 
 
 def _escaped(text: Tracked, options: Mapping[str, Any]) -> Tracked:
-    ascii_only = options.get("ensure_ascii", True)
-    parts = [json.dumps(character, ensure_ascii=ascii_only)[1:-1] for character in str.__iter__(text)]
+    def escape(part: str) -> str:
+        return json.dumps(part, ensure_ascii=options.get("ensure_ascii", True))[1:-1]
+
+    if len(set(text.origins)) <= 1:  # all of it from one place, as data is that no template has changed
+        return Tracked(escape(str.__str__(text)), text.origins[:1])
+    parts = [escape(character) for character in str.__iter__(text)]
     return Tracked("".join(parts), "".join(o * len(part) for o, part in zip(text.origins, parts, strict=True)))
