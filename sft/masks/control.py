@@ -15,4 +15,4 @@ class ControlTokens:
     ends: frozenset[str]
     """Those that are known to end a turn: the end-of-text token and the model's own list."""
     tags: frozenset[str]
-    """Those that mark up what an assistant says, such as `<think>`, in pairs; they end no turn."""
+    """Those that mark up what an assistant says, such as `<think>` and its end; they end no turn."""

@@ -183,8 +183,9 @@ def _control_tokens(texts: set[str], frame: set[str], ends: set[str]) -> Control
     ordered = sorted((text for text in texts if text), key=len, reverse=True)
     # A pattern that never matches, for tokenizers without control tokens.
     pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
-    pairs = {text for text in texts if re.fullmatch(r"</?[\w:-]+>", text)}
     tags = {
-        text for text in pairs - frame if {text.replace("</", "<"), text.replace("</", "<").replace("<", "</")} <= pairs
+        text
+        for text in texts - frame - {"<s>", "</s>"}
+        if re.fullmatch(r"</[\w:-]+>", text) or (re.fullmatch(r"<[\w:-]+>", text) and text.replace("<", "</") in texts)
     }
     return ControlTokens(pattern, frozenset(ends & texts), frozenset(tags))

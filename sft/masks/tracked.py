@@ -7,8 +7,9 @@ characters count as unknown: origins can be lost, never invented.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from sft.masks.origins import UNKNOWN
 
@@ -19,7 +20,7 @@ class Tracked(str):
     __slots__ = ("_origins",)
     _origins: str
 
-    def __new__(cls, text: str, origins: str) -> Tracked:
+    def __new__(cls, text: str, origins: str = UNKNOWN) -> Tracked:
         """
         Args:
             text: the characters.
@@ -59,6 +60,18 @@ class Tracked(str):
         return Tracked(str.__mul__(self, count), self._origins * count)
 
     __rmul__ = __mul__
+
+    def __mod__(self, values: Any) -> str:
+        done = str.__mod__(self, values)
+        literals = re.split(r"%[sd]", str.__str__(self))
+        given = values if isinstance(values, tuple) else (values,)
+        if len(literals) != len(given) + 1 or "%" in "".join(literals):
+            return done  # a form that is not followed: the origins are given up, the text never
+        pieces: list[str] = []
+        for text, value in zip(self._between(literals, "%s"), (*given, ""), strict=True):
+            pieces += [text, value if isinstance(value, str) else str(value)]
+        found = concatenated(pieces)
+        return found if str.__eq__(found, done) else done
 
     def join(self, parts: Iterable[str]) -> str:
         pieces: list[str] = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.compiler import Frame
 from jinja2.runtime import LoopContext
+from jinja2.sandbox import SandboxedFormatter
 from markupsafe import escape
 
 from sft.masks.origins import UNKNOWN
@@ -68,6 +69,18 @@ class TrackedSandbox(Sandbox):
             return _safe(concatenated((left, right)))
         return super().call_binop(context, operator, left, right)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        plain = super().wrap_str_format(value)
+        template = getattr(value, "__self__", None)
+        if plain is None or not isinstance(template, Tracked) or value.__name__ != "format":
+            return plain
+
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            done = str.__str__(plain(*args, **kwargs))
+            return _formatted(SandboxedFormatter(self), template, args, kwargs, done)
+
+        return formatted
+
     def _tracked_json(
         self,
         value: Any,
@@ -97,6 +110,24 @@ def _html_escaped(value: Any) -> Any:
         return str(escape(value))
     parts = [str(escape(character)) for character in str.__iter__(value)]
     return Tracked("".join(parts), "".join(o * len(part) for o, part in zip(value.origins, parts, strict=True)))
+
+
+def _formatted(
+    formatter: SandboxedFormatter, template: Tracked, args: Sequence[Any], kwargs: Mapping[str, Any], done: str
+) -> str:
+    """`str.format` with the origin of what is put in; only the text where a field has a form that is not followed."""
+    pieces: list[str] = []
+    number = 0
+    for literal, field, spec, conversion in formatter.parse(str.__str__(template)):
+        pieces.append(Tracked(literal, template.origins[:1]))
+        if field is not None:
+            if spec or conversion:
+                return done
+            value, _ = formatter.get_field(field or str(number), args, kwargs)
+            number += not field
+            pieces.append(_string(value))
+    found = concatenated(pieces)
+    return found if str.__eq__(found, done) else done
 
 
 def _string(value: Any) -> str:
