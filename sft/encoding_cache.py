@@ -73,6 +73,7 @@ def cache_key(source: Source, encoding: Encoding, hashes: Path | None = None) ->
         "columns": sorted(source.columns),
         "max_rows": source.max_rows,
         "tokenizer": asdict(masker.parts),
+        "stop_tokens": masker.stop_tokens,
         "options": {**asdict(masker.options), "template_date": template_date},
         "max_length": encoding.max_length,
         "truncation": encoding.truncation,

@@ -74,7 +74,7 @@ class Masker:
             MaskError: the tokenizer has no chat template, or is a slow one, which does not tell where a token stands.
         """
         self.parts = tokenizer if isinstance(tokenizer, TokenizerParts) else TokenizerParts.of(tokenizer)
-        self._stop_tokens = tuple(stop_tokens)
+        self.stop_tokens = tuple(stop_tokens)
         self.pad_token_id = pad_token_id
         self.options = options or MaskOptions()
         self.stop_token_ids: set[int] = set()
@@ -90,7 +90,7 @@ class Masker:
 
     def __reduce__(self) -> tuple[type[Masker], tuple[Any, ...]]:
         """Other processes make it anew from plain values."""
-        return Masker, (self.parts, self.pad_token_id, self.options, self._stop_tokens)
+        return Masker, (self.parts, self.pad_token_id, self.options, self.stop_tokens)
 
     @property
     def vocabulary_size(self) -> int:

@@ -41,6 +41,20 @@ def pad_token_id(tokenizer: Any) -> int:
     return 0
 
 
+def stop_tokens(args: Args, tokenizer: Any) -> tuple[str, ...]:
+    """The tokens at which the model's own generation settings stop; none where it has no such settings."""
+    from transformers import GenerationConfig
+
+    if args.model_name_or_path is None:
+        return ()
+    try:
+        found = GenerationConfig.from_pretrained(args.model_name_or_path).eos_token_id
+    except OSError:  # there is no generation_config.json
+        return ()
+    ids = [found] if isinstance(found, int) else list(found or [])
+    return tuple(token for token in tokenizer.convert_ids_to_tokens(ids) if token is not None)
+
+
 def cannot_load(field: str, value: Any, error: Exception) -> SettingsError:
     """The error for what transformers does not load, in its own words."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -95,11 +95,11 @@ def train_in_world(args: Args, world: World) -> None:
     from sft.history import History
     from sft.loop import Plan, train
     from sft.masking import Masker, MaskOptions
-    from sft.tokenizer import build_tokenizer, pad_token_id
+    from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
 
     output_dir = _prepared_output_dir(args, world)
     tokenizer = build_tokenizer(args)
-    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args))
+    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stop_tokens(args, tokenizer))
     train_data = _dataset(args.train_sources, args.max_train_samples, masker, args, world)
     eval_data = _dataset({args.eval_file: 1.0}, args.max_eval_samples, masker, args, world) if args.eval_file else None
     built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)

@@ -1,0 +1,49 @@
+"""Tokenizers from names and bare files, and the stop tokens that a model's own settings name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tiny import TOKENIZER
+
+from sft.config import Args
+from sft.formats import Conversation
+from sft.masking import Masker
+from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
+
+ROLE_TOKENS = (  # as GLM has it: a turn ends where the next role's token begins
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_bare_tokenizer_file_is_enough(tmp_path: Path) -> None:
+    shutil.copy(Path(TOKENIZER) / "tokenizer.json", tmp_path)
+    found = build_tokenizer(Args(tokenizer_name=str(tmp_path), chat_template_path="sft/templates/chatml.jinja"))
+    assert found.is_fast
+    assert "<|im_start|>" in found.chat_template
+    assert pad_token_id(found) == 0
+
+
+def test_the_models_own_stop_tokens_end_turns_also_where_the_next_message_writes_them(tmp_path: Path) -> None:
+    args = Args(model_name_or_path=str(tmp_path))
+    tokenizer = build_tokenizer(Args(tokenizer_name=TOKENIZER))
+    assert stop_tokens(args, tokenizer) == ()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    tokenizer.chat_template = ROLE_TOKENS
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.eos_token_id or 0, user]}))
+    assert "<|user|>" in stop_tokens(args, tokenizer)
+
+    turns = zip(("user", "assistant") * 2, ("q", "a", "r", "b"), strict=True)
+    talk = Conversation(tuple({"role": role, "content": text} for role, text in turns), "t:1")
+
+    def trained(masker: Masker) -> list[str]:
+        (document,) = masker.documents(talk)
+        flags = zip(document.input_ids, document.trained, strict=True)
+        return [tokenizer.decode([token]) for token, flag in flags if flag]
+
+    assert trained(Masker(tokenizer)) == ["a", "b"]
+    assert trained(Masker(tokenizer, stop_tokens=stop_tokens(args, tokenizer))) == ["a", "<|user|>", "b"]
