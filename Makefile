@@ -24,7 +24,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest -m "not ranks and not cluster"
+	$(BIN)/python -m pytest -m "not ranks and not cluster and not oracle"
 
 lab: $(READY)
 	$(BIN)/python slurm/lab/lab.py install
