@@ -115,6 +115,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="name of the run (default: settings file and time)")
     parser.add_argument("--env", metavar="K=V", action="append", default=[], help="variable for the ranks; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
     parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")
 
 
@@ -138,6 +139,8 @@ def submit(arguments: argparse.Namespace) -> int:
         # The very bytes of plan.txt, whatever the terminal's encoding.
         sys.stdout.buffer.write(plan.encode("utf-8", errors="surrogateescape"))
         return OK
+    if not arguments.skip_audit and (said := effects.audit_data(spec, os.environ)):
+        print(said, file=sys.stderr)
     run = effects.submit(spec, script.script_text(spec), plan, os.environ)
     print(f"run      {run.name}\nfolder   {run.path}\njob      {run.job_id} ({executor})")
     print(f"follow   python -m launch logs -f {run.name}")

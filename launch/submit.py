@@ -19,6 +19,7 @@ from launch.runs import Run, View
 from launch.spec import DEFAULT_SCRIPT, ROOT, JobSpec
 
 CHECK_TIMEOUT_S = 60.0
+AUDIT_TIMEOUT_S = 120.0
 
 
 class ScriptRefusedError(LaunchError):
@@ -39,22 +40,51 @@ def check_script(spec: JobSpec, environ: Mapping[str, str]) -> None:
     """
     if Path(spec.script) != DEFAULT_SCRIPT:
         return
+    result = _run_as_job([spec.python, spec.script, *spec.script_args, "--check"], spec, environ, CHECK_TIMEOUT_S)
+    if result.returncode:
+        message = result.stderr.strip() or f"{spec.script} --check exits with {result.returncode}."
+        raise ScriptRefusedError(message, result.returncode if result.returncode > 0 else REFUSED)
+
+
+def audit_data(spec: JobSpec, environ: Mapping[str, str]) -> str:
+    """What the quick audit of the training data says, for our own script; empty for others. It reads the first rows,
+    with the job's interpreter and settings.
+
+    Raises:
+        ScriptRefusedError: there are rows that end the run, or no tokenizer; with the audit's message and code.
+    """
+    if Path(spec.script) != DEFAULT_SCRIPT:
+        return ""
+    command = [spec.python, str(DEFAULT_SCRIPT.with_name("__main__.py")), "audit", "--quick"]
+    command += [f"--processes={spec.world_size}", *spec.script_args]
+    try:
+        result = _run_as_job(command, spec, environ, AUDIT_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"the audit of the data was ended after {AUDIT_TIMEOUT_S:g} s; nothing is known of it."
+    said = "\n".join(filter(None, (result.stderr.strip(), result.stdout.strip())))
+    if result.returncode:
+        message = f"{said}\nNothing was submitted. --skip-audit submits without looking at the data."
+        raise ScriptRefusedError(message, result.returncode if result.returncode > 0 else REFUSED)
+    return said
+
+
+def _run_as_job(
+    command: list[str], spec: JobSpec, environ: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command of our own where the job will run, in the environment that it will have."""
     environment = {**cluster.without_outer_job(environ), **spec.env, "WORLD_SIZE": str(spec.world_size)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environ.get("PYTHONPATH"))))
-    result = subprocess.run(
-        [spec.python, spec.script, *spec.script_args, "--check"],
+    return subprocess.run(
+        command,
         cwd=spec.working_dir,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=CHECK_TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
-    if result.returncode:
-        message = result.stderr.strip() or f"{spec.script} --check exits with {result.returncode}."
-        raise ScriptRefusedError(message, result.returncode if result.returncode > 0 else REFUSED)
 
 
 def submit(spec: JobSpec, script: str, plan: str, environ: Mapping[str, str]) -> Run:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from sft.errors import SftError
 from strict_settings import SettingsError
@@ -29,6 +34,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if given[0] not in commands:
         print(f"error: the command is {given[0]!r}; it must be {', '.join(commands)}.\n\n{USAGE}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")  # data may hold what the terminal's encoding does not
     try:
         return commands[given[0]](given[1:])
     except (SettingsError, SftError) as error:

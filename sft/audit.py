@@ -1,5 +1,7 @@
-"""The whole data before any GPU is taken: what is read, refused, cut and trained. Streamed: memory holds counts, and two
-hashes for each row."""
+"""The whole data before any GPU is taken: what is read, refused, cut and trained.
+
+Streamed: memory holds counts, and two hashes for each row.
+"""
 
 from __future__ import annotations
 
@@ -129,9 +131,9 @@ class Audit:
         return sum((source.lengths for source in self.sources), Counter[int]())
 
 
-REPEATED = "the row repeats an earlier one"
-ANOTHER_ANSWER = "the row has the prompt of an earlier one and another answer"
-IN_TRAINING = "the row of the evaluation is among the training rows"
+REPEATED = "the same as an earlier row"
+ANOTHER_ANSWER = "the prompt of an earlier row, with another answer"
+IN_TRAINING = "in the evaluation's data and in the training data"
 
 
 class Auditor:
@@ -215,7 +217,8 @@ class Auditor:
 
     def _refuse(self, source: SourceAudit, bad: BadRow) -> None:
         source.num_refused += 1
-        self.found.refused.add(_without_values(bad.reason), str(bad))
+        reason = _without_values(bad.reason)
+        self.found.refused.add(reason, bad.source if reason == bad.reason else str(bad))
 
     def _count(self, document: Document, row: Conversation, source: SourceAudit) -> None:
         found = self.found
@@ -233,7 +236,7 @@ class Auditor:
         if kept is not None:
             source.documents += 1
             source.tokens += len(kept)
-            source.trained_tokens += kept.num_trained_tokens
+            source.trained_tokens += int(kept.num_trained_tokens)
             source.kept_lengths[len(kept)] += 1
 
     def _compare(self, row: Conversation, *, is_training: bool) -> None:

@@ -1,4 +1,4 @@
-"""`python -m sft audit`: the whole data set before any GPU is taken."""
+"""`python -m sft audit`: the command line and what it prints."""
 
 from __future__ import annotations
 
@@ -7,101 +7,97 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from sft.arguments import load_args
-from sft.audit import Audit, audit
-from sft.config import Args
-from sft.encoding import Encoding
 from sft.errors import DataError
-from sft.inspect_command import add_tokenizer_options, column_options, mask_options
-from sft.inspection import tokenizer_for
-from sft.masking import Masker
-from sft.tokenizer import pad_token_id
+from sft.subject import Subject, add_options, has_color, split_words, subject_of, write_page
+from strict_settings import Problem, SettingsError
 
-EPILOG = """examples:
-  python -m sft audit run.yaml --html audit.html
-  python -m sft audit chats.jsonl --tokenizer Qwen/Qwen3-0.6B
-
-exit codes: 0 nothing hinders a run, 2 settings, 3 data (rows are refused, or nothing would be trained)"""
+if TYPE_CHECKING:
+    from sft.audit import Audit
 
 
-def run(words: Sequence[str]) -> int:
-    """Prints what was found; returns the exit code.
+def main(words: Sequence[str]) -> int:
+    """The command line; returns the exit code: 3 if something hinders the run."""
+    options, settings = split_words(_parser(), words)
+    data = options.file
+    if data is not None and Path(data).suffix in (".yaml", ".yml"):
+        if options.config is not None:
+            raise SettingsError(Problem("--config", options.config, "not be given with a settings file"))
+        options.config, data = data, None
+    subject = subject_of(options, settings, data)
+    found = _audited(subject, is_quick=options.quick, is_own_data=data is None)
+    _show(found, options, subject)
+    from sft.findings import findings_of
 
-    Raises:
-        DataError: a source cannot be read.
-        SettingsError: the settings are wrong, or the tokenizer cannot be loaded.
-    """
-    options, rest = _parser().parse_known_args(list(words))
-    args = _args(options, rest)
-    tokenizer, said = tokenizer_for(args, options.model, options.tokenizer, options.chat_template)
-    if said:
-        print(said, file=sys.stderr)
-    masker = Masker(tokenizer, pad_token_id(tokenizer), mask_options(args, options))
-    encoding = Encoding(masker, args.max_length, masker.options.truncation)
-    with tqdm(desc="auditing", unit=" rows", delay=2.0, leave=False, disable=options.quick) as bar:
-        found = audit(args, encoding, quick=options.quick, progress=bar.update)
-    if options.html:
-        from sft.page import audit_page
-
-        Path(options.html).write_text(audit_page(found), encoding="utf-8")
-    if options.json:
-        print(json.dumps(found.to_json(), ensure_ascii=False))
-    elif options.quick:
-        _quick_words(found)
-    else:
-        from sft.painting import audit_text
-
-        print(audit_text(found))
-        if options.html:
-            print(f"page: {options.html}")
-    return DataError.exit_code if found.errors else 0
-
-
-def _quick_words(found: Audit) -> None:
-    """One line, or what is wrong."""
-    for error in found.errors:
-        print(f"error: {error}", file=sys.stderr)
-    counts = found.counts
-    share = counts["trained_tokens"] / max(counts["tokens"], 1)
-    print(f"audit of the first {counts['rows']:,} rows: {counts['tokens']:,} tokens, {share:.0%} trained")
-    for warning in found.warnings:
-        print(f"  {warning}")
-
-
-def _args(options: argparse.Namespace, rest: list[str]) -> Args:
-    """The settings of a YAML file, or those that a bare data file stands for."""
-    if Path(options.file).suffix in (".yaml", ".yml"):
-        more = [f"--max_length={options.max_length}"] if options.max_length else []
-        return load_args([*more, *rest], config=options.file)
-    words = [f"--train_file={options.file}", "--model_name_or_path=none/none", *rest]
-    if options.max_length:
-        words.append(f"--max_length={options.max_length}")
-    if options.columns:
-        words.append(f"--columns={json.dumps(column_options(options.columns))}")
-    args = load_args(words)
-    return _without_model(args)
-
-
-def _without_model(args: Args) -> Args:
-    import dataclasses
-
-    return dataclasses.replace(args, model_name_or_path=None)
+    return DataError.exit_code if any(f.level == "error" for f in findings_of(found, subject.args)) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sft audit",
-        description="Reads and encodes the whole data of a run: what is trained, refused, cut, and what an epoch is. "
-        "Further options are settings of the run, as for training: --NAME VALUE.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Reads and encodes all data of a run, before any GPU is taken: what is refused, cut and trained.",
+        allow_abbrev=False,
     )
-    parser.add_argument("file", help="a run's settings (run.yaml), or a data file")
-    add_tokenizer_options(parser)
-    parser.add_argument("--quick", action="store_true", help="only the first rows; what `launch submit` does")
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
-    parser.add_argument("--html", help="write a page to look at")
+    parser.add_argument("file", nargs="?", metavar="RUN.yaml | FILE", help="a settings file, or data")
+    parser.add_argument("--quick", action="store_true", help="only the first rows, in few words")
+    parser.add_argument("--processes", metavar="N", help="ranks of the run (default: those of `launch:` in RUN.yaml)")
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default auto")
+    add_options(parser)
     return parser
+
+
+def _audited(subject: Subject, *, is_quick: bool, is_own_data: bool) -> Audit:
+    from tqdm import tqdm
+
+    from sft.audit import Auditor
+
+    args = subject.args
+    with tqdm(desc="audit", unit=" rows", delay=1.0, leave=False, file=sys.stderr, disable=is_quick or None) as bar:
+        auditor = Auditor(
+            subject.masker,
+            args.max_length,
+            args.truncation,
+            columns=args.columns,
+            max_rows=args.max_train_samples,
+            is_quick=is_quick,
+            progress=bar.update,
+        )
+        auditor.train(subject.sources)
+        if is_own_data and args.eval_file is not None:
+            auditor.evaluate(args.eval_file, args.max_eval_samples)
+    return auditor.found
+
+
+def _show(found: Audit, options: argparse.Namespace, subject: Subject) -> None:
+    from sft.audit_text import audit_text, quick_text, to_json
+    from sft.epoch import epoch_of
+    from sft.findings import findings_of
+    from sft.painting import Brush
+
+    findings = findings_of(found, subject.args)
+    lengths = [(source.kept_lengths, source.times) for source in found.sources]
+    epoch = epoch_of(lengths, subject.args, _num_processes(options, subject))
+    brush = Brush(has_color(options.color))
+    if options.json:
+        print(json.dumps(to_json(found, findings, epoch)))
+    elif options.quick:
+        print(quick_text(found, findings, brush))
+    else:
+        print(audit_text(found, findings, epoch, brush), end="")
+    if options.html is not None:
+        from sft.audit_page import audit_page
+
+        write_page(options.html, audit_page(found, findings, epoch, title=", ".join(subject.sources)))
+
+
+def _num_processes(options: argparse.Namespace, subject: Subject) -> int:
+    """The ranks that the settings ask for; 1 where they do not say."""
+    if options.processes is not None:
+        if not options.processes.isdecimal() or int(options.processes) < 1:
+            raise SettingsError(Problem("--processes", options.processes, "be a number above 0"))
+        return int(options.processes)
+    launch = subject.args.launch
+    per_node = launch.get("procs_per_node") or launch.get("gpus_per_node") or 1
+    sizes = [launch.get("nodes") or 1, per_node]
+    return int(sizes[0]) * int(sizes[1]) if all(isinstance(size, int) and size > 0 for size in sizes) else 1

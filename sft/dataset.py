@@ -83,6 +83,9 @@ class ConversationDataset(Sequence[Document]):
         prepared = [
             (cache.prepared(source, encoding, num_processes, makes=makes), times) for source, times in sources.items()
         ]
+        for source, (part, _) in zip(sources, prepared, strict=True):
+            if not part.counts["rows"]:
+                raise DataError(f"{source.name}: the file holds no row. Name a file with at least one conversation.")
         made._start(prepared, encoding.masker.pad_token_id, encoding.max_length, bad_rows or BadRows())
         return made
 

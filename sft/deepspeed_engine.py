@@ -98,11 +98,11 @@ class DeepSpeedEngine:
         self._parameters = dict(model.named_parameters())
         self._steps_own_optimizer = self._engine.optimizer is optimizer
 
-    def accumulate(self, batch: Batch, num_trained_tokens: float, *, is_last: bool) -> Tensor:
+    def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(is_last)
         loss_sum = sum_of_token_losses(self._engine, batch)
-        # DeepSpeed averages gradients over ranks; our loss is already divided by the tokens of all ranks.
-        self._engine.backward(loss_sum * (self._world.size / num_trained_tokens), scale_wrt_gas=False)
+        # DeepSpeed averages gradients over ranks; our loss is already divided by the weight of all ranks.
+        self._engine.backward(loss_sum * (self._world.size / total_weight), scale_wrt_gas=False)
         return loss_sum.detach()
 
     def step(self, learning_rate: float) -> float:

@@ -2,8 +2,8 @@
 
 Here are the protocol and the plain torch engines (one process, DDP, FSDP2); DeepSpeed's is in `deepspeed_engine.py`.
 Every engine minimises the same thing: the sum of token losses over all ranks and micro-batches of an optimizer step,
-divided by the number of trained tokens in all of them. What a framework divides on top of that is undone inside its
-engine and nowhere else.
+each times its weight, divided by the sum of the weights in all of them. What a framework divides on top of that is
+undone inside its engine and nowhere else.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ class Engine(Protocol):
     model: Any
     """The transformers (or peft) model whose parameters and configuration these are."""
 
-    def accumulate(self, batch: Batch, num_trained_tokens: float, *, is_last: bool) -> Tensor:
+    def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         """Runs forward and backward of one micro-batch and adds up gradients.
 
         Args:
-            batch: this rank's documents.
-            num_trained_tokens: of the whole optimizer step, over all ranks and micro-batches.
+            batch: this rank's rows.
+            total_weight: of the trained tokens of the whole optimizer step, over all ranks and micro-batches: their
+                number where none is weighted.
             is_last: True in the last micro-batch of the step, when gradients are reduced over ranks.
 
         Returns:
@@ -100,12 +101,12 @@ class TorchEngine:
         self._parameters = dict(model.named_parameters())
         self.optimizer: torch.optim.Optimizer = optimizer_factory(model)
 
-    def accumulate(self, batch: Batch, num_trained_tokens: float, *, is_last: bool) -> Tensor:
+    def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         with self._gradient_sync(is_last):
             with self._computing():
                 loss_sum = sum_of_token_losses(self._forward, batch)
-            # DDP and FSDP2 average gradients over ranks; our loss is already divided by the tokens of all ranks.
-            torch.autograd.backward(loss_sum * (self._world.size / num_trained_tokens))
+            # DDP and FSDP2 average gradients over ranks; our loss is already divided by the weight of all ranks.
+            torch.autograd.backward(loss_sum * (self._world.size / total_weight))
         return loss_sum.detach()
 
     def step(self, learning_rate: float) -> float:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sft.subject import Subject, add_options, split_words, subject_of, write_page
+from sft.subject import Subject, add_options, has_color, split_words, subject_of, write_page
 from strict_settings import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def main(words: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sft inspect",
-        description="Paints what of each row would be trained. Without a tokenizer the quick start's small one is taken.",
+        description="Paints what of each row is trained. Without a tokenizer, with the quick start's small one.",
         allow_abbrev=False,
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="data: file, folder or hub name")
@@ -95,10 +94,7 @@ def _show(
     from sft.inspection import Refused, pieces
     from sft.painting import Brush, legend, painted
 
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")  # of a terminal that does not know all signs
-    brush = Brush(_has_color(options.color))
+    brush = Brush(has_color(options.color))
     views = []
     num_rows: set[int] = set()
     num_tokens = num_trained = 0
@@ -121,10 +117,3 @@ def _show(
         from sft.page import inspect_page
 
         write_page(options.html, inspect_page(views, title=", ".join(subject.sources)))
-
-
-def _has_color(choice: str) -> bool:
-    """Whether to paint: `auto` is for terminals, unless https://no-color.org asks for none."""
-    if choice != "auto":
-        return choice == "always"
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,29 +1,34 @@
 """The training loop. Read this page first: everything else serves it.
 
-One optimizer step takes `rows_per_step` documents, wherever they are computed. Each rank runs its share in
-micro-batches; the loss is the sum over all trained tokens divided by their global number, so that it does not depend
-on the number of ranks, on the micro-batch or on the accumulation. The loop knows no kind of parallelism: that is the
-engine's affair.
+One optimizer step takes `rows_per_step` rows, each a document or several packed ones, wherever they are computed. Each
+rank runs its share, of nearly the same cost as the others', in micro-batches. The loss is the weighted sum over all
+trained tokens divided by their global weight (their number, where none is weighted), so that it does not depend on the
+number of ranks, on the micro-batch or on the accumulation. The loop knows no kind of parallelism: that is the engine's
+affair.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from sft.batching import Batch
+from sft.batching import Batch, collate_packed
 from sft.checkpoint import Checkpoints, RunState
 from sft.config import Args
 from sft.dataset import ConversationDataset
 from sft.engine import Engine, require_finite
 from sft.history import History
 from sft.optimizer import learning_rate_at
-from sft.sharding import rank_batches, step_rows, steps_per_epoch
+from sft.packing import TrainingRows, row_costs
+from sft.packing_check import refuse_if_packing_leaks
+from sft.sharding import rank_batches, steps_per_epoch
 from sft.world import World
 
 
@@ -32,33 +37,28 @@ class Plan:
     """The arithmetic of a run, fixed before its first step."""
 
     num_documents: int
+    rows: TrainingRows
     rows_per_step: int
     steps_per_epoch: int
     num_steps: int
     eval_every: int
 
     @classmethod
-    def of(cls, args: Args, num_documents: int, world_size: int) -> Plan:
-        """The plan for so many documents on so many ranks."""
+    def of(cls, args: Args, num_documents: int, world_size: int, lengths: NDArray[np.int32] | None = None) -> Plan:
+        """The plan for so many documents, of these lengths, on so many ranks. The lengths are needed for packing."""
+        rows = TrainingRows(num_documents, args.seed, lengths, args.max_length if args.packing else None)
         rows_per_step = world_size * args.per_device_train_batch_size * args.accumulation_steps(world_size)
-        per_epoch = steps_per_epoch(num_documents, rows_per_step)
+        per_epoch = steps_per_epoch(rows.num_rows, rows_per_step)
         num_steps = args.max_steps or max(1, math.ceil(args.num_train_epochs * per_epoch))
-        return cls(num_documents, rows_per_step, per_epoch, num_steps, args.eval_steps or per_epoch)
+        return cls(num_documents, rows, rows_per_step, per_epoch, num_steps, args.eval_steps or per_epoch)
 
     def identity(self, args: Args) -> dict[str, Any]:
         """What must be the same for a checkpoint to be taken up: the data's order and the learning rate's course."""
         names = (
-            "seed",
-            "lr_scheduler_type",
-            "warmup_ratio",
-            "warmup_steps",
-            "weight_decay",
-            "adam_beta1",
-            "adam_beta2",
-            "adam_epsilon",
-            "max_grad_norm",
-            "max_length",
-        )
+            "seed", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+            "adam_epsilon", "max_grad_norm", "max_length", "packing", "truncation", "train_on", "history",
+            "prompt_mismatch", "system_prompt",
+        )  # fmt: skip
         return {
             "num_documents": self.num_documents,
             "rows_per_step": self.rows_per_step,
@@ -83,23 +83,32 @@ def train(
 
     Raises:
         NonFiniteError: a loss or gradient is no number, on all ranks at the same step.
+        SettingsError: `packing` with a model in which packed documents see each other.
     """
+    if args.packing:
+        refuse_if_packing_leaks(engine.model)
+    lengths, num_trained = train_data.lengths, train_data.num_trained
     started = time.monotonic() - state.elapsed_s
     engine.model.train()
     for step in range(state.step + 1, plan.num_steps + 1):
         step_started = time.monotonic()
-        rows = step_rows(plan.num_documents, plan.rows_per_step, args.seed, step - 1)
-        shares = rank_batches(rows, world.rank, world.size, args.per_device_train_batch_size)
-        batches = [train_data.batch(share).to(world.device) for share in shares]
-        num_tokens, num_trained_tokens = world.sum(
-            sum(batch.num_tokens for batch in batches), sum(batch.num_trained_tokens for batch in batches)
+        rows = plan.rows.step(step - 1, plan.rows_per_step)
+        costs = row_costs(rows, lengths, num_trained)
+        shares = rank_batches(
+            rows, world.rank, world.size, args.per_device_train_batch_size, costs, by_length=not args.packing
+        )
+        batches = [batch_of(share, train_data, args).to(world.device) for share in shares]
+        num_tokens, num_trained_tokens, total_weight = world.sum(
+            sum(batch.num_tokens for batch in batches),
+            sum(batch.num_trained_tokens for batch in batches),
+            sum(batch.total_weight for batch in batches),
         )
 
         seed_dropout(args.seed, step, world.rank)
         loss_sum = torch.zeros((), device=world.device)
         for number, batch in enumerate(batches, 1):
-            loss_sum += engine.accumulate(batch, num_trained_tokens, is_last=number == len(batches))
-        loss = world.sum(float(loss_sum))[0] / num_trained_tokens
+            loss_sum += engine.accumulate(batch, total_weight, is_last=number == len(batches))
+        loss = world.sum(float(loss_sum))[0] / total_weight
         require_finite("loss", loss)
         learning_rate = learning_rate_at(step, plan.num_steps, args)
         grad_norm = engine.step(learning_rate)
@@ -149,17 +158,27 @@ def train(
     return state
 
 
+def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Args) -> Batch:
+    """The batch of rows of document numbers, packed if that is asked for."""
+    if not args.packing:
+        return data.batch([document for row in rows for document in row])
+    # No document sees the padding, so that any token will do.
+    return collate_packed([[data[document] for document in row] for row in rows], 0, args.max_length)
+
+
 def evaluate(engine: Engine, data: ConversationDataset, args: Args, world: World) -> tuple[float, int]:
-    """(mean loss per trained token over the whole data, number of those tokens): the same for any world or batch."""
+    """(weighted mean loss over all trained tokens, number of those tokens): the same for any world or batch."""
     engine.model.eval()
-    loss_sum, num_trained_tokens = torch.zeros((), device=world.device, dtype=torch.float64), 0
-    for share in rank_batches(list(range(len(data))), world.rank, world.size, args.per_device_eval_batch_size):
+    loss_sum, num_trained_tokens, total_weight = torch.zeros((), device=world.device, dtype=torch.float64), 0, 0.0
+    size = args.per_device_eval_batch_size
+    for share in rank_batches(range(len(data)), world.rank, world.size, size, data.lengths, by_length=True):
         batch: Batch = data.batch(share).to(world.device)
         loss_sum += engine.evaluate(batch).double()
         num_trained_tokens += batch.num_trained_tokens
+        total_weight += batch.total_weight
     engine.model.train()
-    total, count = world.sum(float(loss_sum), num_trained_tokens)
-    return total / count, int(count)
+    loss, count, weight = world.sum(float(loss_sum), num_trained_tokens, total_weight)
+    return loss / weight, int(count)
 
 
 def after_evaluation(state: RunState, eval_loss: float) -> tuple[RunState, bool]:

@@ -1,72 +1,114 @@
-"""Pages to look at: one HTML file each, which needs nothing from anywhere."""
+"""Pages to look at: one HTML file each, which needs nothing from anywhere.
+
+Every text of the data is escaped by the template engine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import jinja2
 
-from sft.audit import Audit
 from sft.config import ROOT
-from sft.inspection import Inspected
-from sft.masking import Masker
+from sft.inspection import Inspected, Piece, Refused
+from sft.painting import visible
 
-NUM_BARS = 32
-
-
-def inspect_page(found: Sequence[Inspected], masker: Masker) -> str:
-    """Documents with their trained tokens painted."""
-    return _page("inspect.html.jinja", documents=[_document(inspected, masker) for inspected in found])
+_TEMPLATES = ROOT / "sft" / "templates"
 
 
-def audit_page(found: Audit) -> str:
-    """Counts, a histogram of lengths, examples; warnings first."""
-    return _page("audit.html.jinja", audit=found, bars=_bars(found))
+def inspect_page(views: Sequence[tuple[Inspected | Refused, Sequence[Piece]]], title: str) -> str:
+    """Documents with their trained tokens painted; refused rows with the reason."""
+    shown = [view for view, _ in views if isinstance(view, Inspected)]
+    num_tokens = sum(len(view.kept) for view in shown)
+    num_trained = sum(view.num_trained_tokens for view in shown)
+    return render_page(
+        "inspect.html.jinja",
+        kind="What is trained",
+        title=title,
+        command="python -m sft inspect",
+        documents=[_document(view, pieces) for view, pieces in views],
+        num_documents=counted(len(shown), "document"),
+        num_rows=counted(len({view.row for view, _ in views}), "row"),
+        num_tokens=f"{num_tokens:,}",
+        num_trained=f"{num_trained:,}",
+        share=f"{num_trained / max(num_tokens, 1):.0%}",
+        has_weights=any(view.document.weights is not None for view in shown),
+        has_cuts=any(view.is_truncated for view in shown),
+    )
 
 
-def _page(template: str, **context: Any) -> str:
-    loader = jinja2.FileSystemLoader(ROOT / "sft" / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+def render_page(template: str, **context: Any) -> str:
+    """The page of a template in sft/templates."""
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template(template).render(**context)
 
 
-def _document(inspected: Inspected, masker: Masker) -> dict[str, Any]:
-    document = inspected.document
-    if document is None:
-        return {"inspected": inspected, "tokens": [], "num_tokens": 0, "num_trained": 0}
-    weights = document.weights if document.weights is not None else [1.0] * len(document)
-    tokens = [
-        {
-            "text": masker.decode([int(token)]),
-            "id": int(token),
-            "index": index,
-            "trained": bool(trained),
-            "control": masker.is_control(int(token)),
-            "weight": float(weight),
-        }
-        for index, (token, trained, weight) in enumerate(
-            zip(document.input_ids, document.trained, weights, strict=True)
-        )
-    ]
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
+def _document(view: Inspected | Refused, pieces: Sequence[Piece]) -> dict[str, Any]:
+    if isinstance(view, Refused):
+        return {"source": view.source, "row": view.row, "refused": visible(view.reason)}
+    kept, trained = len(view.kept), view.num_trained_tokens
+    of = f" of {len(view.document):,}" if view.is_truncated else ""
     return {
-        "inspected": inspected,
-        "tokens": tokens,
-        "num_tokens": len(document),
-        "num_trained": document.num_trained_tokens,
-        "heaviest": max((token["weight"] for token in tokens), default=1.0),
+        "source": view.source,
+        "row": view.row,
+        "number": view.number,
+        "form": view.form,
+        "refused": None,
+        "size": f"{kept:,}{of} tokens, {trained:,} trained ({trained / max(kept, 1):.0%})",
+        "stretches": list(_stretches(pieces, len(view.document))),
+        "tokens": list(_tokens(pieces)),
+        "remarks": [*([view.cut] if view.cut else []), *map(visible, view.document.notes)],
     }
 
 
-def _bars(found: Audit) -> list[dict[str, Any]]:
-    """The histogram of lengths: bars of equal width from 0 to the longest document."""
-    longest = max(found.lengths, default=1)
-    width = max(1, -(-longest // NUM_BARS))
-    numbers = [0] * NUM_BARS
-    for length, number in found.lengths.items():
-        numbers[min((length - 1) // width, NUM_BARS - 1)] += number
-    highest = max(max(numbers), 1)
-    return [
-        {"from": index * width + 1, "to": (index + 1) * width, "number": number, "height": number / highest}
-        for index, number in enumerate(numbers)
-    ]
+def _stretches(pieces: Sequence[Piece], num_tokens: int) -> Iterator[dict[str, Any]]:
+    """Where in the document trained and cut tokens stand, in thousandths of its length."""
+    scale = 1000 / max(num_tokens, 1)
+    for (is_kept, is_trained), group in groupby(pieces, key=lambda piece: (piece.is_kept, piece.is_trained)):
+        members = list(group)
+        if is_trained or not is_kept:
+            number = sum(len(piece.ids) for piece in members)
+            yield {"x": _short(members[0].index * scale), "width": _short(number * scale), "is_cut": not is_kept}
+
+
+def _tokens(pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
+    heaviest = max((piece.weight for piece in pieces), default=1.0) or 1.0
+    before = 1.0
+    for piece in pieces:
+        weight = piece.weight if piece.is_trained else 1.0
+        styles = [
+            name
+            for name, holds in (("k", True), ("t", piece.is_trained), ("c", piece.is_control), ("x", not piece.is_kept))
+            if holds
+        ]
+        yield {
+            "style": " ".join(styles),
+            "tip": _tip(piece),
+            "lines": visible(piece.text).split("\n"),
+            "tag": f"×{weight:g}" if weight not in (1.0, before) else "",
+            "strength": _short(weight / heaviest) if piece.is_trained and weight != heaviest else None,
+        }
+        before = weight
+
+
+def _tip(piece: Piece) -> str:
+    ids = ", ".join(map(str, piece.ids))
+    many = len(piece.ids) > 1
+    where = f"token{'s' if many else ''} {piece.index}" + (f"–{piece.index + len(piece.ids) - 1}" if many else "")
+    fate = "cut off" if not piece.is_kept else "trained" if piece.is_trained else "not trained"
+    weight = f" · weight {piece.weight:g}" if piece.is_trained and piece.weight != 1.0 else ""
+    return f"{where} · id {ids} · {fate}{weight}"
+
+
+def _short(number: float) -> float:
+    return round(number, 2)

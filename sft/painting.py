@@ -23,7 +23,7 @@ _STYLES = {
     "refused": "1;31",
     "note": "33",
 }
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
 """Characters that are not seen, or that would steer the terminal."""
 
 
@@ -46,8 +46,14 @@ def legend(brush: Brush) -> str:
     if not brush.has_color:
         return "⟦trained⟧  not trained  ⟦×0.5 trained with this weight⟧  ✂⟨cut off⟩  ↵ line break"
     return "  ".join(
-        [brush(" trained ", "trained"), brush(" trained control token ", "trained control"), "not trained"]
-        + [brush("control token", "control"), brush("cut off", "cut"), brush("↵", "mark") + " line break"]
+        [
+            brush(" trained ", "trained"),
+            brush(" trained control token ", "trained control"),
+            "not trained",
+            brush("control token", "control"),
+            brush("cut off", "cut"),
+            brush("↵", "mark") + " line break",
+        ]
     )
 
 
@@ -56,7 +62,9 @@ def painted(view: Inspected | Refused, pieces: Sequence[Piece], brush: Brush, *,
     if isinstance(view, Refused):
         heading = brush(f"── {view.source} · row {view.row}", "heading")
         return f"{heading}\n{brush('refused:', 'refused')} {visible(view.reason)}\n"
-    return "\n".join([brush(_heading(view), "heading"), _body(pieces, brush, is_full).rstrip("\n"), *_remarks(view, brush), ""])
+    return "\n".join(
+        [brush(_heading(view), "heading"), _body(pieces, brush, is_full).rstrip("\n"), *_remarks(view, brush), ""]
+    )
 
 
 def _heading(view: Inspected) -> str:

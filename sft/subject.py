@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -49,8 +50,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="OUT.html", type=Path, help="write a page to look at")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.epilog = (
-        "Every setting of a run is an option too, by its name in the settings file: --max_length 4096, --train_on last, "
-        "--history as_rendered, --columns '{prompt: ask, response: reply}'. `python -m sft train --help` lists them."
+        "Every setting of a run is an option too, by its name in the settings file: --max_length 4096, "
+        "--train_on last, --history as_rendered, --columns '{prompt: ask, response: reply}'. "
+        "`python -m sft train --help` lists them."
     )
 
 
@@ -98,6 +100,8 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
         SettingsError: settings that are wrong, or a tokenizer that cannot be loaded.
         DataError: a chat template that cannot be read.
     """
+    from sft.sources import source_files
+
     given = _names(settings)
     words = [*settings, *_tokenizer_words(options, given)]
     if options.config:
@@ -107,12 +111,16 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
     else:
         words += [f"--train_file={_NO_DATA}"] if not given & {"train_file", "train_files"} else []
     args = load_args(words)
+    sources = args.train_sources if data is None else {data: 1.0}
+    for name in sources:
+        source_files(name)  # a name that is wrong is told before the tokenizer is loaded
     tokenizer = _tokenizer(args)
     from sft.masking import Masker, MaskOptions
-    from sft.tokenizer import pad_token_id
+    from sft.tokenizer import pad_token_id, stop_tokens
 
-    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args))
-    sources = args.train_sources if data is None else {data: 1.0}
+    # A bare tokenizer has no model whose settings could say where it stops.
+    stops = stop_tokens(args, tokenizer) if options.config or options.model else ()
+    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stops)
     return Subject(args, sources, given, bool(options.config), tokenizer, masker)
 
 
@@ -154,6 +162,13 @@ def _tokenizer(args: Args) -> Any:
         tokenizer.chat_template = CHATML.read_text(encoding="utf-8")
         tell("the tokenizer has no chat template: the bundled chatml is taken. Choose with --chat-template.")
     return tokenizer
+
+
+def has_color(choice: str) -> bool:
+    """Whether to paint: `auto` is for terminals, unless https://no-color.org asks for none."""
+    if choice != "auto":
+        return choice == "always"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def tell(text: str) -> None:

@@ -103,7 +103,7 @@ def train_in_world(args: Args, world: World) -> None:
     train_data = _dataset(args.train_sources, args.max_train_samples, masker, args, world)
     eval_data = _dataset({args.eval_file: 1.0}, args.max_eval_samples, masker, args, world) if args.eval_file else None
     built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)
-    plan = Plan.of(args, len(train_data), world.size)
+    plan = Plan.of(args, len(train_data), world.size, train_data.lengths)
     checkpoints = Checkpoints(output_dir / "checkpoints", world, plan.identity(args), args.save_total_limit)
     found = checkpoints.find(args.resume_from_checkpoint)
     state = checkpoints.load(found, engine) if found is not None else RunState()

@@ -23,8 +23,8 @@ LAYERS = {
         "strict_json rows",
         "values",
         "messages",
-        "world formats sharding storage text_rows documents",
-        "table_rows",
+        "world formats sharding storage text_rows documents packing_check tokenizer",
+        "table_rows packing",
         "sources masks",
         "masking model optimizer history",
         "batching truncation token_columns",
@@ -36,6 +36,12 @@ LAYERS = {
         "deepspeed_engine checkpoint export",
         "loop",
         "train",
+        "subject inspection audit epoch",
+        "painting findings",
+        "page audit_text",
+        "audit_page inspect_command",
+        "audit_command",
+        "__main__",
     ],
     "sft/masks": [
         "__init__ origins control",
@@ -235,4 +241,4 @@ def test_settings_and_arguments_are_read_without_any_global_of_the_process() -> 
         for node in nodes(tree(path))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv")
     }
-    assert readers <= {"world", "train", "deepspeed_engine", "demo"}
+    assert readers <= {"world", "train", "deepspeed_engine", "demo", "subject"}

@@ -18,11 +18,12 @@ from tiny import tiny_args, write_conversations
 
 from sft.config import Args
 from sft.dataset import ConversationDataset
-from sft.loop import seed_dropout
+from sft.loop import Plan, batch_of, seed_dropout
 from sft.masking import Masker
-from sft.model import build_tokenizer, pad_token_id
+from sft.packing import row_costs
 from sft.sharding import rank_batches
 from sft.sources import read_conversations
+from sft.tokenizer import build_tokenizer, pad_token_id
 from sft.train import build_engine, train_in_world
 from sft.world import World, world_from_env
 
@@ -33,6 +34,8 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 SPLITS = {1: [(8, 1), (2, 4)], 2: [(2, 2)], 4: [(1, 2)]}
 """World size → (micro-batch, accumulation): each makes one optimizer step of 8 documents."""
+PACKED_SPLITS = {1: [(4, 1), (1, 4)], 2: [(2, 1), (1, 2)]}
+"""The same for 4 packed rows."""
 
 
 def gradients(folder: Path, world: World) -> None:
@@ -53,18 +56,58 @@ def gradients(folder: Path, world: World) -> None:
                 save_file(found, folder / f"{name}-{world.size}x{micro_batch}x{accumulation}.safetensors")
 
 
+def packed(folder: Path, world: World) -> None:
+    """Saves the whole gradients of one step of 4 packed rows of weighted documents, for each engine and split."""
+    for micro_batch, accumulation in PACKED_SPLITS[world.size]:
+        for name in ("ddp", "fsdp2", "zero2"):
+            args = tiny_args(
+                folder / "weighted.jsonl",
+                folder / "out",
+                packing=True,
+                max_length=96,
+                per_device_train_batch_size=micro_batch,
+                gradient_accumulation_steps=accumulation,
+                max_grad_norm=1e9,
+                **ENGINES[name],
+            )
+            found = _gradients(args, world)
+            if world.is_main:
+                save_file(found, folder / f"packed-{name}-{world.size}x{micro_batch}x{accumulation}.safetensors")
+
+
+def packed_runs(folder: Path, world: World) -> None:
+    """Two epochs of 5 documents in a few packed rows, on all ranks, with evaluation."""
+    for name in ("ddp", "fsdp2", "zero2", "zero3"):
+        args = tiny_args(
+            folder / "five.jsonl",
+            folder / f"packed-run-{name}-{world.size}",
+            packing=True,
+            max_length=96,
+            per_device_train_batch_size=1,
+            eval_file=str(folder / "train.jsonl"),
+            num_train_epochs=2.0,
+            **ENGINES[name],
+        )
+        train_in_world(args, world)
+
+
 def _gradients(args: Args, world: World) -> dict[str, torch.Tensor]:
     tokenizer = build_tokenizer(args)
     masker = Masker(tokenizer, pad_token_id(tokenizer))
     data = ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
     _, engine = build_engine(args, tokenizer, [], Path(args.output_dir), world)
     engine.model.train()
-    shares = rank_batches(list(range(8)), world.rank, world.size, args.per_device_train_batch_size)
-    batches = [data.batch(share) for share in shares]
-    (num_trained_tokens,) = world.sum(sum(batch.num_trained_tokens for batch in batches))
+    plan = Plan.of(args, len(data), world.size, data.lengths)
+    rows = plan.rows.between(0, 0, plan.rows_per_step)
+    assert len(rows) == plan.rows_per_step
+    costs = row_costs(rows, data.lengths, data.num_trained)
+    size = args.per_device_train_batch_size
+    shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=not args.packing)
+    batches = [batch_of(share, data, args) for share in shares]
+    (total_weight,) = world.sum(sum(batch.total_weight for batch in batches))
     seed_dropout(0, 1, world.rank)
     for number, batch in enumerate(batches, 1):
-        engine.accumulate(batch, num_trained_tokens, is_last=number == len(batches))
+        engine.accumulate(batch, total_weight, is_last=number == len(batches))
     return {name: _whole_gradient(parameter) for name, parameter in engine.model.named_parameters()}
 
 
@@ -140,6 +183,8 @@ def uneven(folder: Path, world: World) -> None:
 
 SCENARIOS: dict[str, Callable[[Path, World], None]] = {
     "gradients": gradients,
+    "packed": packed,
+    "packed_runs": packed_runs,
     "resume": resume,
     "pretrained": pretrained,
     "uneven": uneven,
@@ -150,6 +195,12 @@ def prepare(folder: Path) -> None:
     """The data that all scenarios share."""
     write_conversations(folder / "train.jsonl", 11)
     write_conversations(folder / "five.jsonl", 5, seed=1)
+    weighted = []
+    for number, line in enumerate(write_conversations(folder / "weighted.jsonl", 20, seed=2).read_text().splitlines()):
+        row = json.loads(line)
+        row["messages"][-1]["weight"] = 0.25 * (1 + number % 5)
+        weighted.append(json.dumps(row) + "\n")
+    (folder / "weighted.jsonl").write_text("".join(weighted))
 
 
 if __name__ == "__main__":

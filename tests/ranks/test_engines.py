@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scenarios import SPLITS, prepare
+from scenarios import PACKED_SPLITS, SPLITS, prepare
 from tiny import TOKENIZER, losses
 
 pytestmark = pytest.mark.ranks
@@ -51,6 +51,32 @@ def test_gradients_are_those_of_one_process_for_every_engine_and_split(
             assert scale > 0, name
             difference = (found[name] - gradient).abs().max() / scale
             assert difference < 1e-5, f"{label}: {name} differs by {difference:.1e}"
+
+
+def test_failure_mode_21_packed_and_weighted_gradients_are_those_of_one_process(folder: Path) -> None:
+    for world_size in PACKED_SPLITS:
+        run_scenario("packed", folder, world_size)
+    found = {path.stem: load_file(path) for path in sorted(folder.glob("packed-*x*x*.safetensors"))}
+    assert len(found) == 3 * 4
+    expected = found["packed-ddp-1x4x1"]
+    for label, gradients in found.items():
+        for name, gradient in expected.items():
+            scale = gradient.abs().max()
+            assert scale > 0, name
+            difference = (gradients[name] - gradient).abs().max() / scale
+            assert difference < 1e-5, f"{label}: {name} differs by {difference:.1e}"
+
+
+def test_failure_mode_29_packed_runs_end_on_ranks_with_nothing_to_do(folder: Path) -> None:
+    runs = {}
+    for num_processes in (1, 4):
+        run_scenario("packed_runs", folder, num_processes)
+        runs[num_processes] = [
+            losses(folder / f"packed-run-{name}-{num_processes}") for name in ("ddp", "fsdp2", "zero2", "zero3")
+        ]
+        for run in runs[num_processes][1:]:
+            assert run == pytest.approx(runs[num_processes][0], rel=1e-5)
+    assert len(runs[1][0]) > len(runs[4][0]) >= 2
 
 
 @pytest.fixture(scope="module")

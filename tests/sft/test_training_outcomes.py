@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import QWEN3, losses, tiny_args, write_conversations
@@ -246,11 +247,16 @@ def test_evaluation_runs_without_dropout_and_is_weighted_by_tokens() -> None:
         return torch.tensor(float(batch.loss_sum))
 
     class FakeData:
+        lengths = np.array([3, 3, 3, 3, 3])
+
         def __len__(self) -> int:
             return 5
 
         def batch(self, rows: list[int]) -> SimpleNamespace:
-            found = SimpleNamespace(loss_sum=10 * len(rows), num_trained_tokens=sum(row + 1 for row in rows))
+            num_trained = sum(row + 1 for row in rows)
+            found = SimpleNamespace(
+                loss_sum=10 * len(rows), num_trained_tokens=num_trained, total_weight=float(num_trained)
+            )
             found.to = lambda _: found
             return found
 
