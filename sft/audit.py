@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,7 +196,8 @@ class Auditor:
             self._progress(len(batch))
             if time.monotonic() > self._deadline:
                 break
-        self.found.is_whole = self.found.is_whole and not (self._is_quick and source.rows >= min(size, quick_rows))
+        is_at_end = not batch and (not self._is_quick or source.rows < quick_rows or source.rows == max_rows)
+        self.found.is_whole = self.found.is_whole and is_at_end
         self.found.stop_tokens = {token: self._masker.decode([token]) for token in sorted(self._masker.stop_token_ids)}
 
     def _look_at(self, batch: Sequence[Conversation | BadRow], source: SourceAudit) -> None:
@@ -265,47 +266,3 @@ def _hash(value: Any) -> int:
 def _without_values(reason: str) -> str:
     """The reason without what differs from row to row, so that like ones count together."""
     return re.sub(r"'[^']*'|`[^`]*` is [^;]*|\d+(\.\d+)?", "…", reason)[:300]
-
-
-@dataclass(frozen=True)
-class Bin:
-    """One bar of a histogram."""
-
-    first: int
-    last: int | None
-    """None: all that is longer."""
-    number: int
-
-
-def bins(lengths: Mapping[int, int], max_bins: int = 16) -> list[Bin]:
-    """Bars of equal and round width; the longest half per cent stand in one bar at the end if they would make it wide.
-
-    Args:
-        lengths: documents of each length.
-        max_bins: at most so many bars, and one for the rest.
-    """
-    if not lengths:
-        return []
-    usual = quantile(lengths, 0.995)
-    width = next(w for w in _round_widths() if w * max_bins >= usual)
-    numbers = Counter[int]()
-    last = max(-(-usual // width), 1)
-    for length, number in lengths.items():
-        numbers[min((max(length, 1) - 1) // width, last)] += number
-    found = [Bin(index * width + 1, (index + 1) * width, numbers[index]) for index in range(last)]
-    return [*found, Bin(last * width + 1, None, numbers[last])] if numbers[last] else found
-
-
-def _round_widths() -> Iterator[int]:
-    for power in itertools.count():
-        yield from (step * 10**power for step in (1, 2, 5))
-
-
-def quantile(lengths: Mapping[int, int], share: float) -> int:
-    """The length that this share of the documents does not exceed; 0 without documents."""
-    total, so_far = sum(lengths.values()), 0
-    for length in sorted(lengths):
-        so_far += lengths[length]
-        if so_far >= share * total:
-            return length
-    return 0

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sft.audit import Audit, Bin, SourceAudit, bins, quantile
+from sft.audit import Audit, SourceAudit
 from sft.epoch import Epoch
 from sft.findings import Finding
+from sft.lengths import Bin, bins, quantile
 from sft.page import counted, render_page
 from sft.painting import visible
 

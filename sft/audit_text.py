@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sft.audit import Audit, SourceAudit, bins, quantile
+from sft.audit import Audit, SourceAudit
 from sft.epoch import Epoch
 from sft.findings import Finding
+from sft.lengths import bins, quantile
 from sft.painting import Brush, visible
 
 _BAR_WIDTH = 44

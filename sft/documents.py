@@ -30,4 +30,4 @@ class Document:
     @property
     def num_trained_tokens(self) -> int:
         """Tokens with a loss; the first token of a sequence is predicted from nothing and has none."""
-        return sum(self.trained[1:])
+        return int(np.count_nonzero(self.trained[1:]))

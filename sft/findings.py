@@ -55,8 +55,11 @@ def _about_rows(found: Audit, args: Args) -> Iterator[Finding]:
     is_error = args.on_bad_row == "error" or any(
         number > args.max_bad_rows for number in (found.num_refused, held_out.num_refused if held_out else 0)
     )
-    for reason, number in found.refused.counts.most_common():
-        places = tuple(found.refused.examples[reason])
+    for what, number in found.refused.counts.most_common():
+        reason, places = what, tuple(found.refused.examples[what])
+        if number == 1 and ": " in places[0]:  # the reason as it is, which names the values
+            place, _, reason = places[0].partition(": ")
+            places = (place,)
         yield Finding("error" if is_error else "warning", f"{_rows(number)} refused: {reason}", places)
     if is_error and found.refused.counts and args.on_bad_row == "skip":
         yield Finding("error", f"more than max_bad_rows: {args.max_bad_rows} rows are refused")

@@ -8,49 +8,40 @@ where it stands is proven (`sft.turns`), or the conversation is refused with the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from sft.config import Args
 from sft.documents import Document
 from sft.errors import MaskError
 from sft.formats import Conversation
+from sft.mask_options import MaskOptions
 from sft.masks.origins import message_of
-from sft.masks.placing import Span
-from sft.masks.plans import SAMPLE, Filled, Plan, form_of, plan_of
+from sft.masks.plans import SAMPLE, Filled, Plan, anchors_of, form_of, plan_of
 from sft.masks.sandbox import TIME_LIMIT_S, TemplateError, time_limit
 from sft.masks.template import ChatTemplate
 from sft.masks.token_spans import token_edge, token_weights, turn_positions, turn_starts
 from sft.masks.tokens import TextTokenizer, TokenizerParts, Tokens
-from sft.masks.turns import Rendition, Turns
+from sft.masks.turns import Rendition, Turns, everything
 
 __all__ = ["Document", "MaskError", "MaskOptions", "Masker"]
 
 
-@dataclass(frozen=True)
-class MaskOptions:
-    """The mask settings of `Args`, under the same names."""
-
-    train_on: Literal["assistant", "last", "all"] = "assistant"
-    history: Literal["exact", "as_rendered"] = "exact"
-    prompt_mismatch: Literal["as_rendered", "unroll", "refuse"] = "as_rendered"
-    special_tokens_in_data: Literal["escape", "error"] = "escape"
-    system_prompt: str | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    template_date: str | None = None
-    truncation: Literal["right", "left", "drop"] = "right"
-
-    @classmethod
-    def of(cls, args: Args) -> MaskOptions:
-        """The options among all settings."""
-        return cls(**{option.name: getattr(args, option.name) for option in fields(cls)})
-
-
+ESCAPED = "control strings in data are kept as text"
 MAX_FORMS = 4096
 """So many forms of conversations are remembered."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A document of a conversation in a batch, before it is tokenized."""
+
+    index: int
+    filled: Filled
+    weights: Sequence[float]
+    with_offsets: bool
 
 
 class Masker:
@@ -123,21 +114,25 @@ class Masker:
             renditions = self._renditions(filled, weights)
         replies = frozenset(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
         users = _user_turns(conversation) if self.options.truncation == "left" else []
-        documents = [self._document(rendition, weights, replies, users) for rendition in renditions]
-        self._keep_plans(conversation, weights, renditions, documents)
+        tokenized = [self._tokens(rendition, replies) for rendition in renditions]
+        documents = [
+            self._document(rendition, *made, weights, users)
+            for rendition, made in zip(renditions, tokenized, strict=True)
+        ]
+        self._keep_plans(conversation, weights, renditions, [tokens for tokens, _ in tokenized], documents)
         return documents
 
     def encode(self, conversations: Sequence[Conversation]) -> list[list[Document] | MaskError]:
         """`documents` of many conversations, which is faster; a refused one gives its error in its place."""
         results: list[list[Document] | MaskError | None] = [None] * len(conversations)
-        planned: list[tuple[int, Filled, list[float]]] = []
+        planned: list[_Planned] = []
         with time_limit(TIME_LIMIT_S):  # one for all: setting it takes longer than a rendering of the usual kind
             for index, conversation in enumerate(conversations):
                 fitting, weights = self._filled(conversation)
-                planned += [(index, filled, weights) for filled in fitting]
-        encodings = self._text.encode_batch([filled.text for _, filled, _ in planned])
-        for (index, filled, weights), encoding in zip(planned, encodings, strict=True):
-            document = self._planned_document(filled, weights, encoding)
+                with_offsets = any(self._needs_offsets(filled.plan) for filled in fitting)
+                planned += [_Planned(index, filled, weights, with_offsets) for filled in fitting]
+        for one, encoding in self._encoded(planned):
+            index, document = one.index, self._planned_document(one, encoding)
             made = results[index]
             if document is None or isinstance(made, MaskError):
                 results[index] = MaskError("")  # the slow way tells
@@ -153,17 +148,21 @@ class Masker:
         conversation: Conversation,
         weights: Sequence[float],
         renditions: Sequence[Rendition],
+        tokenized: Sequence[Tokens],
         documents: Sequence[Document],
     ) -> None:
         """Remembers how conversations of this form are made; a form that is not made alike every time is left alone."""
         form = form_of(conversation, weights)
         if form is None or self.options.train_on == "all" or len(self._plans) >= MAX_FORMS:
             return
+        if any(ESCAPED in document.notes for document in documents):
+            return  # an exception: the next of its form is as good a model
         found = []
-        for rendition, document in zip(renditions, documents, strict=True):
+        for rendition, tokens, document in zip(renditions, tokenized, documents, strict=True):
             turns = turn_positions(rendition.origins, _user_turns(conversation))
             num_control_tokens = int(self._is_control[np.asarray(document.input_ids)].sum())
-            plan = plan_of(rendition, conversation, turns, document.notes, num_control_tokens)
+            anchors = anchors_of(tokens, self._is_control, [(s.start, s.end) for s in rendition.spans])
+            plan = plan_of(rendition, conversation, turns, document.notes, anchors, num_control_tokens)
             if plan is not None:
                 found.append(plan)
         if len(found) < len(renditions) or self._plans.setdefault(form, found) != found:
@@ -193,17 +192,35 @@ class Masker:
             return [], weights
         return (found if rendered == [filled.text for filled in found] else []), weights
 
-    def _planned_document(self, filled: Filled, weights: Sequence[float], encoding: Any) -> Document | None:
+    def _encoded(self, planned: Sequence[_Planned]) -> Iterator[tuple[_Planned, Any]]:
+        """Each with its encoding; offsets are computed only where the plan needs them."""
+        for with_offsets in (False, True):
+            some = [one for one in planned if one.with_offsets == with_offsets]
+            texts = [one.filled.text for one in some]
+            yield from zip(some, self._text.encode_batch(texts, with_offsets=with_offsets), strict=True)
+
+    def _needs_offsets(self, plan: Plan) -> bool:
+        return not plan.anchors or self.options.truncation == "left"
+
+    def _planned_document(self, planned: _Planned, encoding: Any) -> Document | None:
         """The document, with the mask that the plan says; None if a token reaches over an edge or data made a control
         token."""
-        ids = np.array(encoding.ids, dtype=np.int32)
-        if int(self._is_control[ids].sum()) != filled.plan.num_control_tokens:
+        filled, weights = planned.filled, planned.weights
+        listed = encoding.ids
+        ids = np.array(listed, dtype=np.int32)
+        controls = np.flatnonzero(self._is_control[ids])
+        if len(controls) != filled.plan.num_control_tokens:
+            return None
+        if planned.with_offsets:
+            edges = [token_edge(encoding, at, len(ids)) for start, end, _ in filled.spans for at in (start, end)]
+        else:
+            edges = [edge for anchor in filled.plan.anchors for edge in anchor.edges(listed, controls)]
+        if None in edges:
             return None
         values = np.zeros(len(ids), dtype=np.float32)
-        for start, end, message in filled.spans:
-            first, last = token_edge(encoding, start, len(ids)), token_edge(encoding, end, len(ids))
-            if first is None or last is None:
-                return None
+        for (_, _, message), first, last in zip(filled.spans, edges[::2], edges[1::2], strict=True):
+            assert first is not None
+            assert last is not None
             values[first:last] = weights[message]
             if last > first and self._is_control[ids[last - 1]]:
                 self.stop_token_ids.add(int(ids[last - 1]))
@@ -249,7 +266,7 @@ class Masker:
     def _renditions(self, conversation: Conversation, weights: Sequence[float]) -> list[Rendition]:
         wanted = [index for index, weight in enumerate(weights) if weight]
         if self.options.train_on == "all":
-            return [_everything(self.template, conversation)]
+            return [everything(self.template, conversation)]
         if not wanted:
             raise MaskError("no turn of the conversation is to be trained.")
         return self._turns.renditions(
@@ -260,9 +277,13 @@ class Masker:
         )
 
     def _document(
-        self, rendition: Rendition, weights: Sequence[float], replies: frozenset[int], users: Sequence[int]
+        self,
+        rendition: Rendition,
+        tokens: Tokens,
+        notes: Sequence[str],
+        weights: Sequence[float],
+        users: Sequence[int],
     ) -> Document:
-        tokens, notes = self._tokens(rendition, replies)
         values = token_weights(tokens.offsets, rendition, weights)
         trained = [value > 0 for value in values]
         if not any(trained[1:]):
@@ -297,7 +318,7 @@ class Masker:
             tokens.ids.extend(part.ids)
             tokens.offsets.extend((begin + first, begin + last) for first, last in part.offsets)
         if num_escaped:
-            notes.append("control strings in data are kept as text")
+            notes.append(ESCAPED)
         return tokens, notes
 
     def _note_stops(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
@@ -322,15 +343,3 @@ def _with_content(conversation: Conversation) -> Conversation:
         {**message, "content": ""} if message.get("content") is None else message for message in conversation.messages
     )
     return replace(conversation, messages=tuple(filled))
-
-
-def _everything(template: ChatTemplate, conversation: Conversation) -> Rendition:
-    """The whole render, every character of it trained."""
-    traced = template.trace(conversation.messages, conversation.tools, variables=conversation.template_kwargs)
-    origins = traced.origins
-    edges = [i for i in range(len(origins)) if i == 0 or message_of(origins[i]) != message_of(origins[i - 1])]
-    spans = (
-        Span(start, end, message_of(origins[start]))
-        for start, end in zip(edges, [*edges[1:], len(origins)], strict=True)
-    )
-    return Rendition(str.__str__(traced), origins, tuple(spans), (), len(conversation.messages))

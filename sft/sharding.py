@@ -24,6 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 WINDOW = 100_000
 """Documents that are shuffled, and packed, together."""
 
+_SWAPPED = 128
+"""Shares of more items are even without swapping, and comparing every pair would take long."""
+
 _Row = TypeVar("_Row")
 
 
@@ -158,7 +161,8 @@ def balanced(costs: ArrayLike, num_shares: int) -> list[list[int]]:
             heapq.heapreplace(heap, (load + cost[item], share))
         else:
             heapq.heappop(heap)
-    _swap(cost, shares)
+    if num_shares > 1 and limit <= _SWAPPED:
+        _swap(cost, shares)
     return [sorted((n for n in share if n < len(given)), key=lambda item: (-cost[item], item)) for share in shares]
 
 
@@ -169,9 +173,11 @@ def _swap(cost: NDArray[np.float64], shares: list[list[int]]) -> None:
         top = int(loads.argmax())
         for other in np.argsort(loads, kind="stable").tolist():
             gap = float(loads[top] - loads[other])
+            if gap <= 1e-9 * loads[top]:
+                return
             gains = cost[shares[top]][:, None] - cost[shares[other]]
             helps = (gains > 1e-6 * gap) & (gains < (1 - 1e-6) * gap)
-            if gap > 1e-9 * loads[top] and helps.any():
+            if helps.any():
                 distance = np.where(helps, np.abs(gains - gap / 2), np.inf)
                 mine, its = divmod(int(distance.argmin()), gains.shape[1])
                 shares[top][mine], shares[other][its] = shares[other][its], shares[top][mine]

@@ -23,7 +23,7 @@ LAYERS = {
         "strict_json rows",
         "values",
         "messages",
-        "world formats sharding storage text_rows documents packing_check tokenizer",
+        "world formats sharding storage text_rows documents mask_options packing_check tokenizer",
         "table_rows packing",
         "sources masks",
         "masking model optimizer history",
@@ -36,7 +36,7 @@ LAYERS = {
         "deepspeed_engine checkpoint export",
         "loop",
         "train",
-        "subject inspection audit epoch",
+        "subject inspection audit epoch lengths",
         "painting findings",
         "page audit_text",
         "audit_page inspect_command",
@@ -52,7 +52,8 @@ LAYERS = {
         "renders",
         "placing completeness",
         "turns",
-        "token_spans plans tokens",
+        "token_spans tokens",
+        "plans",
     ],
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sft.formats import Conversation
 from sft.masks.origins import held_by, is_written
+from sft.masks.tokens import Tokens
 from sft.masks.turns import Rendition
 
 SAMPLE = 256
@@ -39,6 +43,28 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """A trained stretch that follows a control token and the header after it, and ends with a control token.
+
+    Ids say what text they stand for, so that the same header after the same control token ends where the header ends.
+    """
+
+    opening: int
+    """Number of the control token before it, from 0."""
+    header: tuple[int, ...]
+    """Token ids between that one and the stretch."""
+    closing: int
+    """Number of the control token that is its last."""
+
+    def edges(self, ids: Sequence[int], controls: NDArray[np.int64]) -> tuple[int | None, int | None]:
+        """Its first token, None where the header is another, and that behind its last, in tokens with control tokens at
+        these places."""
+        begin = int(controls[self.opening]) + 1
+        start = begin + len(self.header)
+        return (start if tuple(ids[begin:start]) == self.header else None), int(controls[self.closing]) + 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """How one document of a form is made."""
 
@@ -49,7 +75,9 @@ class Plan:
     notes: tuple[str, ...]
     turns: tuple[tuple[int, int], ...]
     """(piece, offset in it) where each user's turn begins."""
-    num_control_tokens: int
+    anchors: tuple[Anchor, ...] = field(compare=False)
+    """Where the trained stretches are in its tokens, by the control tokens around them; none: by characters."""
+    num_control_tokens: int = field(compare=False)
     """Control tokens among its tokens: more of them come from data, fewer from a tokenizer that joined some."""
 
     def fill(self, conversation: Conversation) -> Filled:
@@ -82,14 +110,14 @@ def form_of(conversation: Conversation, weights: Sequence[float]) -> Hashable | 
         return None
     form: list[Hashable] = []
     for message, weight in zip(conversation.messages, weights, strict=True):
-        for field, value in message.items():
-            if field == "role":
+        for name, value in message.items():
+            if name == "role":
                 form.append(value)
-            elif field not in _FIELDS or not isinstance(value, str) or not value or value.isspace():
+            elif name not in _FIELDS or not isinstance(value, str) or not value or value.isspace():
                 return None
             else:
                 steering = frozenset(_STEERING.findall(value)) if "/" in value else None
-                form.append((field, steering or None))
+                form.append((name, steering or None))
         form.append(weight > 0)
     return tuple(form)
 
@@ -99,6 +127,7 @@ def plan_of(
     conversation: Conversation,
     turns: Sequence[int],
     notes: tuple[str, ...],
+    anchors: tuple[Anchor, ...],
     num_control_tokens: int,
 ) -> Plan | None:
     """The plan that a proven text shows; None if it holds anything but the template's text and whole contents."""
@@ -120,7 +149,36 @@ def plan_of(
             return None
         spans.append((*start_at, *end_at, span.message))
     begins = [at for position in turns if (at := _position(edges, pieces, position)) is not None]
-    return Plan(tuple(pieces), tuple(spans), rendition.num_messages, notes, tuple(begins), num_control_tokens)
+    return Plan(tuple(pieces), tuple(spans), rendition.num_messages, notes, tuple(begins), anchors, num_control_tokens)
+
+
+def anchors_of(
+    tokens: Tokens, is_control: NDArray[np.bool_], stretches: Sequence[tuple[int, int]]
+) -> tuple[Anchor, ...]:
+    """The anchors of all trained stretches of a proven text; none if one of them has none.
+
+    Args:
+        tokens: of the text.
+        is_control: for each token id whether it is a control token.
+        stretches: characters that are trained.
+    """
+    controls = np.flatnonzero(is_control[np.asarray(tokens.ids)])
+    starts = {start: index for index, (start, _) in reversed(list(enumerate(tokens.offsets)))}
+    ends = {end: index for index, (_, end) in enumerate(tokens.offsets)}
+    anchors = []
+    for start, end in stretches:
+        first, last = starts.get(start), ends.get(end)
+        if first is None or last is None or not is_control[tokens.ids[last]]:
+            return ()
+        opening = int(np.searchsorted(controls, first)) - 1
+        if opening < 0:
+            return ()
+        before = int(controls[opening])
+        if tokens.offsets[first - 1][1] != start:  # white space between them that no token covers
+            return ()
+        closing = int(np.searchsorted(controls, last))
+        anchors.append(Anchor(opening, tuple(tokens.ids[before + 1 : first]), closing))
+    return tuple(anchors)
 
 
 def _runs(origins: str) -> list[tuple[int, int]]:
@@ -137,10 +195,10 @@ def _runs(origins: str) -> list[tuple[int, int]]:
 
 def _gap(text: str, code: str, conversation: Conversation) -> Gap | None:
     for message, held in enumerate(conversation.messages):
-        for field, kind in _FIELDS.items():
-            if field in held and held_by(message, kind) == code:
-                trim = next((trim for trim in _TRIMS if trim(held[field]) == text), None)
-                return Gap(message, field, trim) if trim is not None else None
+        for name, kind in _FIELDS.items():
+            if name in held and held_by(message, kind) == code:
+                trim = next((trim for trim in _TRIMS if trim(held[name]) == text), None)
+                return Gap(message, name, trim) if trim is not None else None
     return None
 
 

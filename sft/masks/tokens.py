@@ -107,9 +107,10 @@ class TextTokenizer:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return Tokens(encoding.ids, encoding.offsets)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Any]:
-        """`tokenizers` encodings of many texts, whose control strings are all meant."""
-        return list(self.backend.encode_batch(texts, add_special_tokens=False))
+    def encode_batch(self, texts: Sequence[str], *, with_offsets: bool) -> list[Any]:
+        """`tokenizers` encodings of many texts, whose control strings are all meant. Without offsets it is faster."""
+        encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
+        return list(encode(texts, add_special_tokens=False))
 
     def control_strings_in_data(self, text: str, origins: str, replies: frozenset[int]) -> list[re.Match[str]]:
         """Where data holds what would become a control token; tags are at home in what an assistant says.

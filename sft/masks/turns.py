@@ -16,7 +16,7 @@ from sft.errors import MaskError
 from sft.formats import Conversation
 from sft.masks.completeness import notes_of, require_all_said
 from sft.masks.control import ControlTokens
-from sft.masks.origins import MAX_MESSAGES, held_by, written
+from sft.masks.origins import MAX_MESSAGES, held_by, message_of, written
 from sft.masks.placing import Placed, Placing, Span
 from sft.masks.renders import Render, Renders
 from sft.masks.sandbox import TemplateError
@@ -213,3 +213,15 @@ class _Analysis:
         expected = own.text[there.span.start : there.span.end]
         # The end of turn may be written by what follows only.
         return found == expected or (here.has_stop and not there.has_stop and found.startswith(expected))
+
+
+def everything(template: ChatTemplate, conversation: Conversation) -> Rendition:
+    """The whole render, every character of it trained."""
+    traced = template.trace(conversation.messages, conversation.tools, variables=conversation.template_kwargs)
+    origins = traced.origins
+    edges = [i for i in range(len(origins)) if i == 0 or message_of(origins[i]) != message_of(origins[i - 1])]
+    spans = (
+        Span(start, end, message_of(origins[start]))
+        for start, end in zip(edges, [*edges[1:], len(origins)], strict=True)
+    )
+    return Rendition(str.__str__(traced), origins, tuple(spans), (), len(conversation.messages))

@@ -26,6 +26,8 @@ RUN_BY = {
     "python -m launch logs -f": "test_launcher_commands",
     "python -m launch wait": "test_launcher_commands",
     "python -m launch cancel": "test_launcher_commands",
+    "python -m sft inspect conversations.jsonl --config run.yaml": "test_looking_at_data",
+    "python -m sft audit run.yaml --html audit.html": "test_looking_at_data",
     "tensorboard --logdir runs": "test_launcher_commands",
     "torchrun --nproc-per-node 2 sft/train.py --config run.yaml": "test_torchrun_by_hand",
     "deepspeed --num_gpus 2 sft/train.py --config run.yaml --deepspeed ds_configs/zero2.json": "test_deepspeed_by_hand",
@@ -94,6 +96,14 @@ def test_launcher_commands(settings: Path, environment: dict[str, str]) -> None:
     inspected = run(["tensorboard", "--inspect", "--logdir", "runs"], folder, environment)
     assert "train/loss" in inspected
     assert "eval/eval_loss" in inspected
+
+
+def test_looking_at_data(settings: Path, environment: dict[str, str]) -> None:
+    sft, folder = [sys.executable, "-m", "sft"], settings.parent
+    environment["PYTHONPATH"] = str(ROOT)
+    assert "⟦" in run([*sft, "inspect", "conversations.jsonl", "--config", "run.yaml"], folder, environment)
+    assert "One epoch" in run([*sft, "audit", "run.yaml", "--html", "audit.html"], folder, environment)
+    assert "<svg" in (folder / "audit.html").read_text()
 
 
 def test_torchrun_by_hand(settings: Path, environment: dict[str, str]) -> None:

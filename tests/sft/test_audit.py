@@ -16,9 +16,10 @@ import pytest
 from tiny import QWEN3, TOKENIZER, write_conversations
 
 from sft.__main__ import main
-from sft.audit import Auditor, bins, quantile
+from sft.audit import Auditor
 from sft.config import ROOT, Args
 from sft.epoch import epoch_of, padding_share
+from sft.lengths import bins, quantile
 from sft.masking import Masker, MaskOptions
 from sft.tokenizer import build_tokenizer
 

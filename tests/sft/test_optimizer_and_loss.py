@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sft.batching import collate
+from sft.batching import Batch, collate, collate_packed
 from sft.config import Args, LoraArgs
 from sft.loss import sum_of_token_losses
 from sft.masking import Document
@@ -99,7 +99,7 @@ class Bigram(nn.Module):
         torch.manual_seed(0)
         self.table = nn.Embedding(num_tokens, num_tokens)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Any, use_cache: bool, position_ids: Any = None) -> Any:
         return SimpleNamespace(logits=self.table(input_ids))
 
 
@@ -147,3 +147,63 @@ def test_the_gradient_is_that_of_the_trained_tokens_only() -> None:
     sum_of_token_losses(model, collate([Document([1, 2, 3], [False, False, True])], 0)).backward()
     assert model.table.weight.grad is not None
     assert model.table.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [2]
+
+
+WEIGHTED = [
+    Document([1, 2, 3, 4], [False, False, True, True], [0.0, 0.0, 2.0, 2.0]),
+    Document([5, 6], [True, True], [9.0, 0.5]),
+    Document([7, 8, 9, 10, 1], [False, True, False, True, False]),
+]
+
+
+@torch.no_grad()
+def test_weights_multiply_the_losses_of_their_tokens() -> None:
+    model = Bigram()
+    log_probabilities = model.table.weight.log_softmax(-1)
+    expected = sum(
+        -(1.0 if document.weights is None else document.weights[place])
+        * log_probabilities[document.input_ids[place - 1], document.input_ids[place]]
+        for document in WEIGHTED
+        for place in range(1, len(document))
+        if document.trained[place]
+    )
+    for batch in (collate(WEIGHTED, 0), collate_packed([WEIGHTED[:2], WEIGHTED[2:]], 0, 8)):
+        assert float(sum_of_token_losses(model, batch)) == pytest.approx(float(expected), rel=1e-6)
+        assert batch.total_weight == 2 + 2 + 0.5 + 2
+
+
+def accumulated(batches: list[Batch]) -> dict[str, Tensor]:
+    """The gradients of one step, as one process adds them up."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sft.engine import TorchEngine
+    from sft.world import World
+
+    torch.manual_seed(0)
+    config = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("llama", num_attention_heads=2, **config), dtype=torch.float32
+    )
+    world = World(0, 0, 1, torch.device("cpu"))
+    engine = TorchEngine(
+        model, lambda model: build_optimizer(model, Args()), world, bf16=False, max_grad_norm=1.0, fsdp=False
+    )
+    total_weight = sum(batch.total_weight for batch in batches)
+    for number, batch in enumerate(batches, 1):
+        engine.accumulate(batch, total_weight, is_last=number == len(batches))
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("documents", [DOCUMENTS, WEIGHTED], ids=["plain", "weighted"])
+def test_failure_mode_20_accumulation_does_not_change_the_gradient(documents: list[Document]) -> None:
+    eight = [*documents, *documents, *documents[:2]]
+    expected = accumulated([collate(eight, 0)])
+    splits = [[collate(eight[start : start + size], 0) for start in range(0, 8, size)] for size in (4, 2, 1)]
+    splits += [[collate_packed([eight[:5], eight[5:]], 0, 20)], [collate_packed([d], 0, 6) for d in [eight[:1]]]]
+    splits[-1] += [collate_packed([eight[start : start + 2]], 0, 9) for start in (1, 3, 5)]
+    splits[-1] += [collate_packed([eight[7:]], 0, 9), collate_packed([], 0, 9)]
+    for split in splits:
+        found = accumulated(split)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()))

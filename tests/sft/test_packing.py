@@ -227,7 +227,7 @@ def test_failure_mode_25_packing_does_not_contaminate(model_type: str, attention
 
 
 @KINDS
-def test_failure_mode_25_gradients_of_packed_rows_are_those_of_single_documents(model_type: str, attention: str) -> None:
+def test_failure_mode_25_packed_gradients_are_those_of_single_documents(model_type: str, attention: str) -> None:
     rows = [documents(9, 1, 12, 6), documents(14, 13)]
     alone = collate([document for row in rows for document in row], 0)
     found = []
