@@ -88,7 +88,9 @@ class Placing:
             begin = prompt.history_length
         if begin is None:
             raise MaskError(f"messages[{turn}]: the chat template leaves this turn out.")
-        header = prompt.generation_prompt
+        if written(turn) not in render.origins and not text.startswith(prompt.history):
+            raise MaskError(f"messages[{turn}]: it cannot be told where the header of this turn ends.")
+        header = prompt.generation_prompt or self._silent_header
         if text.startswith(header, begin):
             return begin + len(header), True
         limit = len(text) if first is None else first

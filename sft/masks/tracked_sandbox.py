@@ -43,6 +43,7 @@ class TrackedSandbox(Sandbox):
         self.concat = self._concat  # type: ignore[method-assign]
         self.filters.update(tojson=self._tracked_json, safe=_mark_safe, join=_join, string=_string)
         self.filters["_dealt_with"] = self._dealt_with
+        self.filters.update(reverse=_kept(self.filters["reverse"]), list=_kept(list))
         self.globals["strftime_now"] = lambda pattern: self.tracker.literal(clock.strftime_now(pattern))
         self.loop_context = _loop_context(self.tracker)
 
@@ -110,6 +111,16 @@ def _html_escaped(value: Any) -> Any:
         return str(escape(value))
     parts = [str(escape(character)) for character in str.__iter__(value)]
     return Tracked("".join(parts), "".join(o * len(part) for o, part in zip(value.origins, parts, strict=True)))
+
+
+def _kept(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A filter that gives the messages in another order, as messages that can still be followed."""
+
+    def kept(value: Any) -> Any:
+        found = function(value)
+        return value.with_items(found) if isinstance(value, TrackedList) else found
+
+    return kept
 
 
 def _formatted(

@@ -43,7 +43,11 @@ class TrackedList(list[Any]):
 
     def __getitem__(self, key: Any) -> Any:
         found = super().__getitem__(key)
-        return _list(found, self._code, self._tracker) if isinstance(key, slice) else found
+        return self.with_items(found) if isinstance(key, slice) else found
+
+    def with_items(self, items: Iterable[Any]) -> TrackedList:
+        """A list of these items that is followed as this one is."""
+        return _list(items, self._code, self._tracker)
 
 
 def _list(items: Iterable[Any], code: str, tracker: Tracker | None) -> TrackedList:
