@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sft.errors import StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -103,6 +103,8 @@ def write_tensors(
         transform: from the names and tensors of one shard to those that are written.
         max_shard_bytes: a layer is never split, so that a shard may be larger if a layer is.
     """
+    from safetensors.torch import save_file  # here, so that those who write no tensors need no torch
+
     shards = _shards(entries, max_shard_bytes)
     weight_map: dict[str, str] = {}
     total_bytes = 0
