@@ -22,7 +22,7 @@ from sft.masks.origins import message_of
 from sft.masks.plans import SAMPLE, Filled, Plan, anchors_of, form_of, plan_of
 from sft.masks.sandbox import TIME_LIMIT_S, TemplateError, time_limit
 from sft.masks.template import ChatTemplate
-from sft.masks.token_spans import token_edge, token_weights, turn_positions, turn_starts
+from sft.masks.token_spans import token_edge, token_weights, turn_positions, turn_starts, user_turns
 from sft.masks.tokens import TextTokenizer, TokenizerParts, Tokens
 from sft.masks.turns import Rendition, Turns, everything
 
@@ -77,6 +77,7 @@ class Masker:
         self._is_control = np.zeros(self._text.vocabulary_size, dtype=bool)
         self._is_control[list(self._text.control_ids)] = True
         self._plans: dict[Hashable, list[Plan]] = {}
+        self._seen_forms: set[Hashable] = set()
         self._num_fitted: Counter[Hashable] = Counter()
 
     def __reduce__(self) -> tuple[type[Masker], tuple[Any, ...]]:
@@ -113,7 +114,7 @@ class Masker:
                 raise
             renditions = self._renditions(filled, weights)
         replies = frozenset(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
-        users = _user_turns(conversation) if self.options.truncation == "left" else []
+        users = user_turns(conversation) if self.options.truncation == "left" else []
         tokenized = [self._tokens(rendition, replies) for rendition in renditions]
         documents = [
             self._document(rendition, *made, weights, users)
@@ -126,8 +127,16 @@ class Masker:
         """`documents` of many conversations, which is faster; a refused one gives its error in its place."""
         results: list[list[Document] | MaskError | None] = [None] * len(conversations)
         planned: list[_Planned] = []
+        # The first of each form is proven at once, so that the rest of the batch finds its plan.
+        for index, conversation in enumerate(conversations):
+            form = form_of(conversation, self._weights(conversation))
+            if form is not None and form not in self._seen_forms:
+                self._seen_forms.add(form)
+                results[index] = self._documents_or_error(conversation)
         with time_limit(TIME_LIMIT_S):  # one for all: setting it takes longer than a rendering of the usual kind
             for index, conversation in enumerate(conversations):
+                if results[index] is not None:
+                    continue
                 fitting, weights = self._filled(conversation)
                 with_offsets = any(self._needs_offsets(filled.plan) for filled in fitting)
                 planned += [_Planned(index, filled, weights, with_offsets) for filled in fitting]
@@ -159,7 +168,7 @@ class Masker:
             return  # an exception: the next of its form is as good a model
         found = []
         for rendition, tokens, document in zip(renditions, tokenized, documents, strict=True):
-            turns = turn_positions(rendition.origins, _user_turns(conversation))
+            turns = turn_positions(rendition.origins, user_turns(conversation))
             num_control_tokens = int(self._is_control[np.asarray(document.input_ids)].sum())
             anchors = anchors_of(tokens, self._is_control, [(s.start, s.end) for s in rendition.spans])
             plan = plan_of(rendition, conversation, turns, document.notes, anchors, num_control_tokens)
@@ -329,10 +338,6 @@ class Masker:
             if flag and (index + 1 == len(trained) or not trained[index + 1])
         )
         self.stop_token_ids.update(ids[index] for index in ends if ids[index] in self._text.control_ids)
-
-
-def _user_turns(conversation: Conversation) -> list[int]:
-    return [index for index, message in enumerate(conversation.messages) if message["role"] == "user"]
 
 
 def _with_content(conversation: Conversation) -> Conversation:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sft.errors import MaskError
+from sft.formats import Conversation
 from sft.masks.origins import codes_of, is_data, message_of
 from sft.masks.turns import Rendition
 
@@ -62,3 +63,8 @@ def turn_starts(offsets: Sequence[tuple[int, int]], positions: Sequence[int]) ->
     """The first token at or after each position."""
     starts = [start for start, _ in offsets]
     return tuple(sorted({bisect_left(starts, position) for position in positions}))
+
+
+def user_turns(conversation: Conversation) -> list[int]:
+    """Indices of the users' messages."""
+    return [index for index, message in enumerate(conversation.messages) if message["role"] == "user"]
