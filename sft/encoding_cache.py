@@ -32,7 +32,7 @@ from sft.sources import read_conversations, read_rows, source_files
 from sft.storage import new_folder, storage_errors
 from sft.token_columns import MANIFEST, TokenColumns, write_columns
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """To be raised with every change that changes tokens, masks or columns."""
 ROWS_PER_BLOCK = 8192
 STALE_AFTER_S = 120.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sft.config import COLUMNS
@@ -280,3 +280,13 @@ def _template_kwargs(row: _Row) -> dict[str, Any]:
         raise DataError(f"{name} sets {shown(taken[0])}, which is the trainer's own. Take it out.")
     check_texts(value, name)
     return {key: item for key, item in value.items() if item is not None}
+
+
+def with_contents(conversation: Conversation) -> Conversation:
+    """The conversation with an empty content in messages without one."""
+    if all(message.get("content") is not None for message in conversation.messages):
+        return conversation
+    filled = (
+        {**message, "content": ""} if message.get("content") is None else message for message in conversation.messages
+    )
+    return replace(conversation, messages=tuple(filled))

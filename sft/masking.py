@@ -16,13 +16,13 @@ import numpy as np
 
 from sft.documents import Document
 from sft.errors import MaskError
-from sft.formats import Conversation
+from sft.formats import Conversation, with_contents
 from sft.mask_options import MaskOptions
 from sft.masks.origins import message_of
 from sft.masks.plans import SAMPLE, Filled, Plan, anchors_of, form_of, plan_of
 from sft.masks.sandbox import TIME_LIMIT_S, TemplateError, time_limit
 from sft.masks.template import ChatTemplate
-from sft.masks.token_spans import token_edge, token_weights, turn_positions, turn_starts, user_turns
+from sft.masks.token_spans import joins_prompt, token_edge, token_weights, turn_positions, turn_starts, user_turns
 from sft.masks.tokens import TextTokenizer, TokenizerParts, Tokens
 from sft.masks.turns import Rendition, Turns, everything
 
@@ -30,6 +30,7 @@ __all__ = ["Document", "MaskError", "MaskOptions", "Masker"]
 
 
 ESCAPED = "control strings in data are kept as text"
+JOINED = "a token joins the end of the prompt and the turn, which are tokenized apart at inference"
 MAX_FORMS = 4096
 """So many forms of conversations are remembered."""
 
@@ -109,7 +110,7 @@ class Masker:
             renditions = self._renditions(conversation, weights)
         except TemplateError:
             # Some templates need a content where only a tool is called.
-            filled = _with_content(conversation)
+            filled = with_contents(conversation)
             if filled is conversation:
                 raise
             renditions = self._renditions(filled, weights)
@@ -298,6 +299,8 @@ class Masker:
         if not any(trained[1:]):
             raise MaskError("no token of the conversation would be trained.")
         self._note_stops(tokens.ids, trained)
+        if joins_prompt(tokens.offsets, rendition):
+            notes = [*notes, JOINED]
         return Document(
             tokens.ids,
             trained,
@@ -338,13 +341,3 @@ class Masker:
             if flag and (index + 1 == len(trained) or not trained[index + 1])
         )
         self.stop_token_ids.update(ids[index] for index in ends if ids[index] in self._text.control_ids)
-
-
-def _with_content(conversation: Conversation) -> Conversation:
-    """The conversation with an empty content in messages without one."""
-    if all(message.get("content") is not None for message in conversation.messages):
-        return conversation
-    filled = (
-        {**message, "content": ""} if message.get("content") is None else message for message in conversation.messages
-    )
-    return replace(conversation, messages=tuple(filled))

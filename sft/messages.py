@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -71,7 +73,8 @@ def read_message(value: Any, where: str) -> tuple[dict[str, Any], float | None]:
         raise DataError(f"{where} has the role `{role}` and {what}; only an assistant's turn has those.")
     if not isinstance(content, str):
         stated = "missing" if content is None and key not in value else kind(content)
-        raise DataError(f"{where}.{key} is {stated}; it must be text.")
+        remedy = " Write it as JSON text." if isinstance(content, Mapping) else ""
+        raise DataError(f"{where}.{key} is {stated}; it must be text.{remedy}")
     check_text(content, f"{where}.{key}")
     check_text(reasoning, f"{where}'s reasoning")
     message: dict[str, Any] = {"role": role, "content": content}
@@ -80,8 +83,18 @@ def read_message(value: Any, where: str) -> tuple[dict[str, Any], float | None]:
     if calls:
         message["tool_calls"] = calls
     more = {name: item for name, item in given.items() if name not in _OWN_KEYS}
+    for name in more:
+        _require_no_slip(name, where)
     check_texts(more, where)
     return {**message, **more}, _weight(given, where)
+
+
+@functools.lru_cache(maxsize=1024)
+def _require_no_slip(name: str, where: str) -> None:
+    """Refuses a key that is nearly one of those which say what is trained."""
+    meant = difflib.get_close_matches(name.lower(), (*_FLAG_KEYS, *_WEIGHT_KEYS), n=1, cutoff=0.75)
+    if meant:
+        raise DataError(f"{where}.{name} is not known; it must be {meant[0]}, or another name that is not so near.")
 
 
 def _plain(value: Mapping[str, Any], where: str) -> dict[str, Any] | None:
@@ -200,10 +213,17 @@ def _call(value: Any, where: str) -> dict[str, Any]:
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise DataError(f"{where}.{key} is {kind(arguments)}; it must be an object, or an object as JSON text.")
-    call: dict[str, Any] = {"type": "function"}
-    if isinstance(value.get("id"), str):
-        call["id"] = value["id"]
-    call["function"] = {"name": function["name"], "arguments": dict(arguments)}
+    read = {"name": function["name"], "arguments": dict(arguments)}
+    if function is value:
+        call: dict[str, Any] = {"type": "function"}
+        if isinstance(value.get("id"), str):
+            call["id"] = value["id"]
+        call["function"] = read
+    else:
+        # All of it and in its order, as templates see it that write the whole call.
+        call = {name: item for name, item in value.items() if item is not None}
+        call.setdefault("type", "function")
+        call["function"] = {"arguments" if name == key else name: item for name, item in function.items()} | read
     check_texts(call, where)
     return call
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 from sft.errors import MaskError
 from sft.masks.control import ControlTokens
 from sft.masks.origins import OUTSIDE, held_by, lost, written
+from sft.masks.placing import Span
 from sft.masks.renders import Render, Renders
 from sft.masks.tracker import HEADER_FIELDS
+
+_TAGS = re.compile(r"<[^<>]*>|\[/?[A-Z_]+\]")
+_LETTERS = re.compile(r"[^\W\d_]{2}")
 
 
 def require_all_said(renders: Renders) -> None:
@@ -43,6 +48,21 @@ def notes_of(renders: Renders, render: Render, control: ControlTokens) -> list[s
             notes.append("the template leaves out reasoning")
             break
     return notes
+
+
+def words_added(renders: Renders, render: Render, span: Span, control: ControlTokens) -> list[str]:
+    """Notes on the words that the template itself writes before and after what a trained turn says. Those around
+    reasoning and calls mark them up, and are no news."""
+    message = renders.messages[span.message]
+    if message.get("tool_calls") or message.get("reasoning_content"):
+        return []
+    own = written(span.message)
+    stretch = render.origins[span.start : span.end]
+    before = len(stretch) - len(stretch.lstrip(own))
+    after = len(stretch.rstrip(own)) if before < len(stretch) else before
+    parts = render.text[span.start : span.start + before], render.text[span.start + after : span.end]
+    words = [" ".join(_TAGS.sub(" ", control.pattern.sub(" ", part)).split()) for part in parts]
+    return [f"words of the template's own are trained: {_shortened(word)!r}" for word in words if _LETTERS.search(word)]
 
 
 def _shows(shown: Render, index: int, content: Any, is_reply: bool) -> bool:

@@ -7,8 +7,19 @@ from dataclasses import dataclass
 
 from sft.errors import MaskError
 from sft.masks.control import ControlTokens
-from sft.masks.origins import KINDS, OUTSIDE, codes_of, held_by, is_data, lost, message_of, named_by, written
-from sft.masks.renders import Prompt, Render, Renders, boundary, shared_prefix
+from sft.masks.origins import (
+    KINDS,
+    OUTSIDE,
+    codes_of,
+    held_by,
+    is_data,
+    is_written,
+    lost,
+    message_of,
+    named_by,
+    written,
+)
+from sft.masks.renders import Prompt, Render, Renders, boundary, shared_prefix, shared_words
 
 _MARKUP = re.compile(r"(?:\s|<[^<>]*>|\[/?[A-Z_]+\])+")
 """White space and tags, such as a think block that the generation prompt opens."""
@@ -35,6 +46,8 @@ class Placed:
     has_header: bool
     """Its header is the generation prompt, whole."""
     has_stop: bool
+    repeats_stop: bool
+    """Its stop token stands within it too, though it is not known to end turns."""
 
 
 class Placing:
@@ -67,9 +80,14 @@ class Placing:
         has_history = prompt is not None and render.text.startswith(prompt.history)
         start, has_header = self._start(render, turn, prompt, first)
         content_end = start if last is None else max(start, last + 1)
-        end, has_stop = self._end(render, turn, content_end)
+        end, stop = self._end(render, turn, content_end)
         self._require_only(render, start, end, turn, first)
-        return Placed(Span(start, end, turn), is_exact, has_history, has_header, has_stop)
+        within = self._written_tokens(render, start, content_end)
+        ends = sorted(within & self._control.ends)
+        if ends:
+            what = f"{ends[0]}, which ends turns, before the end of this turn"
+            raise MaskError(f"messages[{turn}]: the chat template writes {what}.")
+        return Placed(Span(start, end, turn), is_exact, has_history, has_header, stop is not None, stop in within)
 
     def _start(self, render: Render, turn: int, prompt: Prompt | None, first: int | None) -> tuple[int, bool]:
         """(where the turn begins, after its header; whether the header is the generation prompt, whole)."""
@@ -93,23 +111,46 @@ class Placing:
         header = prompt.generation_prompt or self._silent_header
         if text.startswith(header, begin):
             return begin + len(header), True
+        return self._after_shared(render, turn, header, begin, first), False
+
+    def _after_shared(self, render: Render, turn: int, header: str, begin: int, first: int | None) -> int:
+        """Where the turn begins whose header, from `begin`, is not the generation prompt `header`: after what the two
+        have in common."""
+        text = render.text
         limit = len(text) if first is None else first
-        cut = boundary(self._control, text, begin + shared_prefix(header, text[begin:limit]), begin)
+        num_header, num_text = shared_words(header, text[begin:limit])
+        cut = begin + num_text
+        named = render.origins.rfind(named_by(turn), cut, limit)
+        if named >= 0:
+            # A name that the generation prompt does not have; what follows it there follows it here.
+            remainder = header[num_header:].strip()
+            after = text.find(remainder, named + 1, limit)
+            cut, num_header = (after + len(remainder), len(header)) if after >= 0 else (named + 1, num_header)
+        if header.strip() and not header[num_header:].strip():
+            # The two differ by the name or by white space only.
+            while cut < limit and text[cut].isspace() and render.origins[cut] == written(turn):
+                cut += 1
+            return cut
+        if named >= 0:
+            return cut
+        if header[num_header : num_header + 1].strip() or text[cut : min(cut + 1, limit)].strip():
+            cut = boundary(self._control, text, cut, begin)
         rest = _MARKUP.match(text, cut, limit)
         if rest is not None:
             # Where the template leaves out a part in the middle, such as an opened think block, the end still stands.
             ends = (end for end in range(rest.end(), cut, -1) if header.endswith(text[cut:end]))
             end = next(ends, cut)
             if text[cut:end].strip():
-                return end, False
+                return end
         if cut == first:
             # What the turn itself holds may repeat the end of the generation prompt.
             repeated = _MARKUP.match(text, first)
-            cut += shared_prefix(header[cut - begin :], repeated.group() if repeated else "")
-        return boundary(self._control, text, cut, begin), False
+            more = shared_prefix(header[num_header:], repeated.group() if repeated else "")
+            cut = boundary(self._control, text, cut + more, begin) if more else cut
+        return cut
 
-    def _end(self, render: Render, turn: int, content_end: int) -> tuple[int, bool]:
-        """(where the turn ends, its stop token included, whether it has one)."""
+    def _end(self, render: Render, turn: int, content_end: int) -> tuple[int, str | None]:
+        """(where the turn ends, its stop token included; that token, None if there is none)."""
         text, origins = render.text, render.origins
         own = (written(turn), named_by(turn), lost(turn))
         tail_end = content_end
@@ -120,25 +161,32 @@ class Placing:
             written_end += 1
         stop = self._stop(text, content_end, tail_end)
         if stop is not None:
-            return stop, True
+            return stop.end(), stop.group()
         # Some templates write the end of turn only when they come to the next message, or after the last.
         following = text[tail_end:written_end]
         blank = len(following) - len(following.lstrip())
         match = self._control.pattern.match(text, tail_end + blank)
         if match and match.end() <= written_end and match.group() in self._control.ends:
-            return match.end(), True
-        return content_end + len(text[content_end:tail_end].rstrip()), False
+            return match.end(), match.group()
+        return content_end + len(text[content_end:tail_end].rstrip()), None
 
-    def _stop(self, text: str, start: int, end: int) -> int | None:
-        """The end of the token that ends a turn, in what the template writes after the turn's content: the first that
-        is known to end turns, else the last control token that is no tag."""
+    def _stop(self, text: str, start: int, end: int) -> re.Match[str] | None:
+        """The token that ends a turn, in what the template writes after the turn's content: the first that is known to
+        end turns, else the last control token that is no tag, where it stands first: there the model would stop."""
         found = [match for match in self._control.pattern.finditer(text, start, end) if match.end() <= end]
         for match in found:
             if match.group() in self._control.ends:
-                return match.end()
+                return match
         others = [match for match in found if match.group() not in self._control.tags]
         # What more text follows belongs to the turn itself, such as the end of a call.
-        return others[-1].end() if others and not text[others[-1].end() : end].strip() else None
+        if not others or text[others[-1].end() : end].strip():
+            return None
+        return next(match for match in others if match.group() == others[-1].group())
+
+    def _written_tokens(self, render: Render, start: int, end: int) -> set[str]:
+        """The control tokens that the template itself writes in a stretch."""
+        found = self._control.pattern.finditer(render.text, start, end)
+        return {match.group() for match in found if all(map(is_written, render.origins[match.start() : match.end()]))}
 
     def _require_only(self, render: Render, start: int, end: int, turn: int, first: int | None) -> None:
         """Refuses a stretch that holds what somebody else wrote, or leaves out what the turn says."""

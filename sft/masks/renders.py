@@ -125,3 +125,18 @@ def shared_prefix(one: str, other: str) -> int:
     """How many characters two texts share from their beginning."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def shared_words(one: str, other: str) -> tuple[int, int]:
+    """How many characters of each of two texts agree from their beginning, where white space makes no difference."""
+    i, j = 0, 0
+    while i < len(one) and j < len(other):
+        if one[i] == other[j]:
+            i, j = i + 1, j + 1
+        elif one[i].isspace():
+            i += 1
+        elif other[j].isspace():
+            j += 1
+        else:
+            break
+    return i, j

@@ -89,6 +89,9 @@ class ChatTemplate:
                 **{name: tracker.variable(value) for name, value in context.items()},
             )
         if not isinstance(found, Tracked) or str.__ne__(found, true):
+            again = self.render(messages, tools, add_generation_prompt=add_generation_prompt, variables=variables)
+            if again != true:
+                raise TemplateError("the chat template renders the same conversation differently each time.")
             raise TemplateError("the chat template does something to its text that cannot be followed.")
         return found
 

@@ -53,6 +53,13 @@ def token_weights(offsets: Sequence[tuple[int, int]], rendition: Rendition, weig
     return values
 
 
+def joins_prompt(offsets: Sequence[tuple[int, int]], rendition: Rendition) -> bool:
+    """Whether a token reaches over the beginning of a trained turn: at inference its prompt is tokenized by itself."""
+    starts = [start for start, _ in offsets]
+    before = (bisect_left(starts, span.start) - 1 for span in rendition.spans)
+    return any(at >= 0 and offsets[at][1] > span.start for at, span in zip(before, rendition.spans, strict=True))
+
+
 def turn_positions(origins: str, messages: Iterable[int]) -> list[int]:
     """Where each of these messages begins in a text, its header included."""
     found = (min((at for code in codes_of(index) if (at := origins.find(code)) >= 0), default=-1) for index in messages)

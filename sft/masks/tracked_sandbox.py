@@ -43,6 +43,7 @@ class TrackedSandbox(Sandbox):
         self.concat = self._concat  # type: ignore[method-assign]
         self.filters.update(tojson=self._tracked_json, safe=_mark_safe, join=_join, string=_string)
         self.filters["_dealt_with"] = self._dealt_with
+        self.filters.update(e=_escape, escape=_escape, forceescape=_escape_always)
         self.filters.update(reverse=_kept(self.filters["reverse"]), list=_kept(list))
         self.globals["strftime_now"] = lambda pattern: self.tracker.literal(clock.strftime_now(pattern))
         self.loop_context = _loop_context(self.tracker)
@@ -149,6 +150,16 @@ def _string(value: Any) -> str:
 def _mark_safe(_: Any, value: Any) -> _Safe:
     """The filter. That it takes the context keeps Jinja from working it out when it compiles."""
     return _safe(value)
+
+
+@jinja2.pass_context
+def _escape(_: Any, value: Any) -> _Safe:
+    return value if isinstance(value, _Safe) else _safe(_html_escaped(value))
+
+
+@jinja2.pass_context
+def _escape_always(_: Any, value: Any) -> _Safe:
+    return _safe(_html_escaped(Tracked(str.__str__(value), value.origins) if isinstance(value, _Safe) else value))
 
 
 @jinja2.pass_environment

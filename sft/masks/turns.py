@@ -14,7 +14,7 @@ from typing import Literal
 
 from sft.errors import MaskError
 from sft.formats import Conversation
-from sft.masks.completeness import notes_of, require_all_said
+from sft.masks.completeness import notes_of, require_all_said, words_added
 from sft.masks.control import ControlTokens
 from sft.masks.origins import MAX_MESSAGES, held_by, message_of, written
 from sft.masks.placing import Placed, Placing, Span
@@ -26,6 +26,9 @@ Mismatch = Literal["as_rendered", "unroll", "refuse"]
 
 REWRITTEN = "a turn has a document of its own, as the template renders it differently once more turns follow"
 NO_STOP = "no stop token ends the turn in this template"
+STOP_IN_NEXT = "no stop token ends the last turn: the template writes it only before the next message"
+NO_PROMPT = "the template has no generation prompt; a turn's header counts as its prompt"
+STOP_WITHIN = "the token that ends the turn stands within it too"
 MISMATCH = (
     "what the template renders for the turn does not begin with what it gives as the generation prompt; "
     "trained as rendered"
@@ -52,10 +55,9 @@ class Turns:
     """Finds the turns of conversations for one template."""
 
     def __init__(self, template: ChatTemplate, control: ControlTokens) -> None:
-        habits = _habits(template, control)
         self._template = template
-        self._control = replace(control, ends=control.ends | habits.ends)
-        self._silent_header = habits.silent_header
+        self._habits = _habits(template, control)
+        self._control = replace(control, ends=control.ends | self._habits.end_in_next | self._habits.closing_tag)
 
     def renditions(
         self,
@@ -82,7 +84,7 @@ class Turns:
                 f"the conversation has {len(conversation.messages)} messages; it must have at most {MAX_MESSAGES}."
             )
         renders = Renders(self._template, self._control, conversation)
-        analysis = _Analysis(renders, self._control, self._silent_header)
+        analysis = _Analysis(renders, self._control, self._habits)
         return analysis.renditions(wanted, exact_history, mismatch)
 
 
@@ -90,9 +92,12 @@ class Turns:
 class _Habits:
     """What a template does with every conversation, as a made-up one shows it."""
 
-    ends: frozenset[str] = frozenset()
+    end_in_next: frozenset[str] = frozenset()
     """The token that ends an assistant's turn where it is written before the next user message: what stands there and
     not before the first one."""
+    closing_tag: frozenset[str] = frozenset()
+    """The tag that ends an assistant's turn, such as `</turn>`: it stands after a plain content, and no other control
+    token does."""
     silent_header: str = ""
     """The header of an assistant's turn in a template whose generation prompt is empty."""
 
@@ -115,8 +120,15 @@ def _habits(template: ChatTemplate, control: ControlTokens) -> _Habits:
     first, second = headers[0], headers[2]
     before = second.removesuffix(first).strip() if first and second.endswith(first) else ""
     match = control.pattern.match(before)
+    tail_begin = origins.rfind(held_by(1)) + 1
+    tail = text[tail_begin : tail_begin + len(origins[tail_begin:]) - len(origins[tail_begin:].lstrip(written(1)))]
+    closing = control.pattern.findall(tail)[-1:] if tail_begin else []
     silent_header = headers[1] if not generation_prompt and headers[1].strip() else ""
-    return _Habits(frozenset([match.group()] if match else []), silent_header)
+    return _Habits(
+        frozenset([match.group()] if match else []),
+        frozenset(closing) & control.tags,
+        silent_header,
+    )
 
 
 @dataclass(frozen=True)
@@ -131,10 +143,11 @@ class _Choice:
 class _Analysis:
     """One conversation."""
 
-    def __init__(self, renders: Renders, control: ControlTokens, silent_header: str) -> None:
+    def __init__(self, renders: Renders, control: ControlTokens, habits: _Habits) -> None:
         self._renders = renders
         self._control = control
-        self._placing = Placing(renders, control, silent_header)
+        self._habits = habits
+        self._placing = Placing(renders, control, habits.silent_header)
 
     def renditions(self, wanted: Sequence[int], exact_history: bool, mismatch: Mismatch) -> list[Rendition]:
         require_all_said(self._renders)
@@ -154,10 +167,13 @@ class _Analysis:
     def _rendition(self, render: Render, choices: list[_Choice]) -> Rendition:
         """A render with the turns that are trained in it."""
         notes = {choice.note for choice in choices if choice.note is not None}
+        if self._habits.silent_header:
+            notes.add(NO_PROMPT)
         if render.num_messages < len(self._renders.messages):
             notes.add(REWRITTEN)
-        notes |= {NO_STOP for choice in choices if not choice.placed.has_stop}
         spans = tuple(choice.placed.span for choice in choices)
+        for choice in choices:
+            notes |= {*self._stop_note(choice), *words_added(self._renders, render, choice.placed.span, self._control)}
         return Rendition(
             render.text,
             render.origins,
@@ -170,7 +186,7 @@ class _Analysis:
         """A turn after its prompt, where no render holds the two together."""
         span = choice.placed.span
         render, prompt = self._renders.render(choice.num_messages), self._renders.prompt_render(span.message)
-        notes = [UNROLLED] if choice.placed.has_stop else [UNROLLED, NO_STOP]
+        notes = [UNROLLED, *self._stop_note(choice), *words_added(self._renders, render, span, self._control)]
         start, end = len(prompt.text), len(prompt.text) + span.end - span.start
         return Rendition(
             prompt.text + render.text[span.start : span.end],
@@ -180,6 +196,13 @@ class _Analysis:
             span.message,
             start,
         )
+
+    def _stop_note(self, choice: _Choice) -> list[str]:
+        """What is to be known of where a turn stops."""
+        if choice.placed.has_stop:
+            return [STOP_WITHIN] if choice.placed.repeats_stop else []
+        is_last = choice.placed.span.message + 1 == choice.num_messages
+        return [STOP_IN_NEXT if is_last and self._habits.end_in_next else NO_STOP]
 
     def _choose(self, turn: int, used: Sequence[int], exact_history: bool) -> _Choice:
         """The whole render where it is right, then one that other turns are trained in already, then the render that

@@ -158,6 +158,8 @@ ROWS: dict[str, tuple[Any, str]] = {
     "weight true": (said(loss_weight=True), ":2: messages[1].loss_weight is true; it must be a number of at least 0."),
     "two weights": (said(weight=1, loss_weight=2), ":2: messages[1].weight and loss_weight differ. Keep one."),
     "train text": (said(train="no"), ":2: messages[1].train is 'no'; it must be true or false."),
+    "train misspelt": (said(trian=False), ":2: messages[1].trian is not known; it must be train, or another name"),
+    "weight misspelt": (said(wieght=0), ":2: messages[1].wieght is not known; it must be weight, or another name"),
     "train a number": (said(train=1), ":2: messages[1].train is 1; it must be true or false."),
     "no turn has weight": (said(train=False), ":2: every assistant turn has weight 0: there is nothing to train on."),
     "row weight negative": (said() | {"weight": -0.5}, ":2: `weight` is -0.5; it must be a number of at least 0."),

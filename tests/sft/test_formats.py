@@ -314,6 +314,13 @@ def test_every_row_of_public_files_is_a_conversation(real_data: Path, name: str)
     assert len(found) == num_rows
 
 
+def test_a_whole_call_keeps_its_keys_and_their_order() -> None:
+    function = {"arguments": '{"b": 1, "a": 2}', "strict": True, "name": "f"}
+    (call,) = turn(tool_calls=[{"id": "c1", "index": 0, "function": function, "type": "function"}])["tool_calls"]
+    assert list(call) == ["id", "index", "function", "type"]
+    assert json.dumps(call["function"]) == '{"arguments": {"b": 1, "a": 2}, "strict": true, "name": "f"}'
+
+
 def test_public_tool_calls_and_weights_arrive(real_data: Path) -> None:
     def talks(name: str) -> list[Conversation]:
         return [item for item in read_conversations(str(real_data / name)) if isinstance(item, Conversation)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from itertools import groupby
 from typing import Any
@@ -11,7 +12,7 @@ from tiny import TOKENIZER
 
 from sft.config import ROOT
 from sft.formats import Conversation
-from sft.masking import Masker, MaskError, MaskOptions
+from sft.masking import Document, Masker, MaskError, MaskOptions
 
 MARKERS = (ROOT / "sft" / "templates" / "chatml.jinja").read_text()
 PREFIX = MARKERS.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
@@ -30,6 +31,11 @@ def tokenizer(template: str) -> Any:
 
 def talk(*turns: tuple[str, str]) -> Conversation:
     return Conversation(tuple({"role": role, "content": content} for role, content in turns), "t.jsonl:1")
+
+
+def decoded(document: Document, loaded: Any) -> str:
+    """What is trained of a document."""
+    return str(loaded.decode([i for i, flag in zip(document.input_ids, document.trained, strict=True) if flag]))
 
 
 def trained(template: str, *turns: tuple[str, str]) -> list[str]:
@@ -124,6 +130,10 @@ def test_a_token_that_joins_the_header_and_the_answer_is_trained_with_the_answer
     )
     assert merged is not None
     assert trained(template, ("user", "q"), ("assistant", merged.strip())) == [f"{merged}{END}"]
+    (document,) = Masker(loaded).documents(talk(("user", "q"), ("assistant", merged.strip())))
+    assert any("a token joins the end of the prompt and the turn" in note for note in document.notes)
+    (document,) = Masker(loaded).documents(talk(("user", "q"), ("assistant", "7")))
+    assert not any("joins" in note for note in document.notes)
 
 
 def test_a_token_that_joins_what_two_people_say_is_refused() -> None:
@@ -185,3 +195,97 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(MaskError, match=r"a fast tokenizer \(tokenizer\.json\) is needed"):
         Masker(Slow())
+
+
+def chatml(reply: str, prompt: str = "<|im_start|>assistant\n", rest: str = "<|im_end|>\n") -> str:
+    """A template that writes an assistant's turn as `reply` says, and all others as ChatML."""
+    return (
+        "{% for m in messages %}{% if m.role == 'assistant' %}" + reply + "{% else %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}" + rest + "{% endif %}{% endfor %}{% if add_generation_prompt %}" + prompt + "{% endif %}"
+    )
+
+
+HEADED = "<|im_start|>assistant\n{{ m.content }}<|im_end|>\n"
+
+
+def test_what_the_template_writes_after_the_end_of_a_turn_is_not_trained() -> None:
+    template = chatml(HEADED + "<|im_start|>critic\nLooks fine.<|im_end|>\n")
+    turns = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    assert trained(template, *turns) == [f"a{END}", f"b{END}"]
+
+
+def test_a_turn_that_goes_on_after_its_own_end_is_refused() -> None:
+    template = chatml(
+        "<|im_start|>assistant\n{{ m.content[:1] }}<|im_end|>\n<|im_start|>more\n{{ m.content[1:] }}<|im_end|>\n"
+    )
+    with pytest.raises(
+        MaskError, match=r"messages\[1\]: the chat template writes <\|im_end\|>, which ends turns, before"
+    ):
+        Masker(tokenizer(template)).documents(talk(("user", "q"), ("assistant", "ab")))
+
+
+@pytest.mark.parametrize("header", ["assistant", "assistant ", " assistant\n", "assistant\t"])
+def test_a_header_that_differs_from_the_prompt_by_white_space_is_not_trained(header: str) -> None:
+    template = chatml("<|im_start|>" + header + "{{ m.content }}<|im_end|>\n")
+    turns = [("user", "q"), ("assistant", "7"), ("user", "r"), ("assistant", "8")]
+    assert trained(template, *turns) == [f"7{END}", f"8{END}"]
+
+
+def test_a_header_that_only_begins_like_the_prompt_is_trained_from_the_word_that_differs() -> None:
+    template = chatml("<|im_start|>assisting {{ m.content }}<|im_end|>\n")
+    assert trained(template, ("user", "q"), ("assistant", "a")) == [f"assisting a{END}"]
+
+
+def test_an_end_of_turn_that_only_the_next_message_brings_is_told_as_such() -> None:
+    template = (
+        "{% for m in messages %}{% if not loop.first %}<|im_end|>{% endif %}[{{ m.role }}]:\n{{ m.content }}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_end|>[assistant]:\n{% endif %}"
+    )
+    turns = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    assert trained(template, *turns) == [f"a\n{END}", "b"]
+    (document,) = Masker(tokenizer(template)).documents(talk(*turns))
+    assert "no stop token ends the last turn: the template writes it only before the next message" in document.notes
+
+
+def test_words_of_the_template_that_are_trained_are_told() -> None:
+    template = chatml("<|im_start|>assistant\nCertainly! {{ m.content }} End of answer.<|im_end|>\n")
+    assert trained(template, ("user", "q"), ("assistant", "a")) == [f"Certainly! a End of answer.{END}"]
+    (document,) = Masker(tokenizer(template)).documents(talk(("user", "q"), ("assistant", "a")))
+    assert "words of the template's own are trained: 'Certainly!'" in document.notes
+    assert "words of the template's own are trained: 'End of answer.'" in document.notes
+
+
+def test_a_template_that_renders_by_chance_is_refused_as_such() -> None:
+    letters = "{{ 'abcdefghijklmnopqrstuvwxyz' | random }}" * 12
+    template = chatml("<|im_start|>assistant\n" + letters + "{{ m.content }}<|im_end|>\n")
+    with pytest.raises(MaskError, match="renders the same conversation differently each time"):
+        Masker(tokenizer(template)).documents(talk(("user", "q"), ("assistant", "a")))
+
+
+def test_a_closing_tag_that_is_a_token_ends_the_turn() -> None:
+    loaded = copy.deepcopy(tokenizer("{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}</turn>\n{% endfor %}"))
+    loaded.add_special_tokens({"additional_special_tokens": ["<turn>", "</turn>"]})
+    (document,) = Masker(loaded).documents(talk(("user", "q"), ("assistant", "a </b>")))
+    assert decoded(document, loaded) == "a </b></turn>"
+    assert not any("no stop token" in note for note in document.notes)
+
+
+def test_a_name_in_the_header_is_not_trained() -> None:
+    template = chatml("<|im_start|>assistant name={{ m.name }}\n{{ m.content }}<|im_end|>\n")
+    messages = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "7", "name": "botty"})
+    (document,) = Masker(tokenizer(template)).documents(Conversation(messages, "t:1"))
+    assert decoded(document, tokenizer(template)) == f"7{END}"
+
+
+def test_html_escapes_are_followed() -> None:
+    template = chatml("<|im_start|>assistant\n{{ m.content | e }}<|im_end|>\n")
+    assert trained(template, ("user", "q"), ("assistant", "a < b & c")) == [f"a &lt; b &amp; c{END}"]
+    always = chatml("<|im_start|>assistant\n{{ m.content | safe | forceescape }}<|im_end|>\n")
+    assert trained(always, ("user", "q"), ("assistant", "a < b")) == [f"a &lt; b{END}"]
+
+
+def test_a_template_without_a_generation_prompt_is_told() -> None:
+    template = chatml(HEADED, prompt="")
+    assert trained(template, ("user", "q"), ("assistant", "a")) == [f"a{END}"]
+    (document,) = Masker(tokenizer(template)).documents(talk(("user", "q"), ("assistant", "a")))
+    assert "the template has no generation prompt; a turn's header counts as its prompt" in document.notes
