@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 from sft.documents import Document
 from sft.formats import Conversation
 from sft.masking import Masker, MaskError
-from sft.rows import BadRow
+from sft.rows import BadRow, without_values
 from sft.sources import read_conversations
 from sft.truncation import Truncation, fitted, without_tail
 
@@ -218,7 +217,7 @@ class Auditor:
 
     def _refuse(self, source: SourceAudit, bad: BadRow) -> None:
         source.num_refused += 1
-        reason = _without_values(bad.reason)
+        reason = without_values(bad.reason)
         self.found.refused.add(reason, bad.source if reason == bad.reason else str(bad))
 
     def _count(self, document: Document, row: Conversation, source: SourceAudit) -> None:
@@ -261,8 +260,3 @@ def _hash(value: Any) -> int:
     """64 bits: among ten million rows, two that differ have the same with a chance of 1 in 400,000."""
     text = json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-
-def _without_values(reason: str) -> str:
-    """The reason without what differs from row to row, so that like ones count together."""
-    return re.sub(r"'[^']*'|`[^`]*` is [^;]*|\d+(\.\d+)?", "…", reason)[:300]

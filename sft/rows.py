@@ -65,7 +65,7 @@ class BadRows:
             DataError: with `skip`, it is one more than the limit.
         """
         self.count += 1
-        reason = _without_values(bad.reason)
+        reason = without_values(bad.reason)
         known = reason in self.reasons or len(self.reasons) < _MAX_REASONS
         self.reasons[reason if known else "another reason"] += 1
         if len(self.examples) < MAX_SHOWN_PROBLEMS:
@@ -96,6 +96,6 @@ class BadRows:
         return "\n".join(lines)
 
 
-def _without_values(reason: str) -> str:
+def without_values(reason: str) -> str:
     """The reason without what differs from row to row, so that like ones count together."""
     return re.sub(r"'[^']*'|\d+(\.\d+)?", "…", reason)[:300]
