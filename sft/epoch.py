@@ -11,7 +11,7 @@ import numpy as np
 
 from sft.config import Args
 from sft.packing import place
-from sft.sharding import WINDOW
+from sft.sharding import WINDOW, steps_per_epoch
 
 _SAMPLED_STEPS = 400
 
@@ -57,9 +57,9 @@ def epoch_of(sources: Iterable[tuple[Mapping[int, int], float]], args: Args, num
         rows_per_step,
         documents,
         tokens,
-        math.ceil(documents / rows_per_step),
+        steps_per_epoch(documents, rows_per_step),
         padding_share(seen, rows_per_step, args.per_device_train_batch_size),
-        math.ceil(packed_rows / rows_per_step),
+        steps_per_epoch(packed_rows, rows_per_step),
         tokens / max(packed_rows * args.max_length, 1),
     )
 

@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sft.sharding import WINDOW, Windows
+from sft.sharding import WINDOW, Windows, steps_per_epoch
 
 ATTENTION_TOKENS = 16_384
 """A document of so many tokens costs as much in attention as in everything else: 12 × the width of a middling model."""
@@ -87,7 +87,7 @@ class TrainingRows:
 
     def step(self, step: int, rows_per_step: int) -> list[list[int]]:
         """The rows of the optimizer step `step`, counted from 0 over all epochs, over all ranks."""
-        epoch, step_in_epoch = divmod(step, -(-self.num_rows // rows_per_step))
+        epoch, step_in_epoch = divmod(step, steps_per_epoch(self.num_rows, rows_per_step))
         start = step_in_epoch * rows_per_step
         return self.between(epoch, start, start + rows_per_step)
 

@@ -95,21 +95,6 @@ def steps_per_epoch(num_rows: int, rows_per_step: int) -> int:
     return math.ceil(num_rows / rows_per_step)
 
 
-def step_rows(num_rows: int, rows_per_step: int, seed: int, step: int) -> list[int]:
-    """Document numbers of the optimizer step `step`, counted from 0, over all ranks, where a row is a document."""
-    epoch, step_in_epoch = divmod(step, steps_per_epoch(num_rows, rows_per_step))
-    windows = Windows(num_rows, seed)
-    start, found = step_in_epoch * rows_per_step, list[int]()
-    for window in windows.order(epoch):
-        num_members = windows.num_members(window)
-        if start < num_members:
-            found += windows.shuffled(epoch, window)[max(start, 0) : start + rows_per_step].tolist()
-        start -= num_members
-        if start + rows_per_step <= 0:
-            break
-    return found
-
-
 def rank_batches(
     rows: Sequence[_Row],
     rank: int,

@@ -9,9 +9,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.sharding import Windows, balanced, rank_batches, step_rows, steps_per_epoch
+from sft.packing import TrainingRows
+from sft.sharding import Windows, balanced, rank_batches, steps_per_epoch
 
 counts = st.integers(1, 40)
+
+
+def step_rows(num_rows: int, rows_per_step: int, seed: int, step: int) -> list[int]:
+    """Document numbers of a step, where a row is a document."""
+    return [document for row in TrainingRows(num_rows, seed).step(step, rows_per_step) for document in row]
 
 
 @given(num_rows=st.integers(1, 200), world=st.integers(1, 8), micro=st.integers(1, 5), accumulation=st.integers(1, 4))
