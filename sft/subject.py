@@ -97,8 +97,8 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
         data: a source of data; by default the training data of the settings file.
 
     Raises:
-        SettingsError: settings that are wrong, or a tokenizer that cannot be loaded.
-        DataError: a chat template that cannot be read.
+        SettingsError: settings that are wrong, or a tokenizer or chat template that cannot be loaded.
+        DataError: there is no such data, or the tokenizer has no template that masks can be made with.
     """
     from sft.sources import source_files
 
@@ -108,8 +108,8 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
         words += ["--config", options.config]
     elif data is None:
         raise SettingsError(Problem("FILE", None, "be given", "Name the data, or a settings file with --config."))
-    else:
-        words += [f"--train_file={_NO_DATA}"] if not given & {"train_file", "train_files"} else []
+    elif not given & {"train_file", "train_files"}:
+        words.append(f"--train_file={_NO_DATA}")
     args = load_args(words)
     sources = args.train_sources if data is None else {data: 1.0}
     for name in sources:
@@ -153,11 +153,7 @@ def _tokenizer_words(options: argparse.Namespace, given: frozenset[str]) -> list
 def _tokenizer(args: Args) -> Any:
     from sft.tokenizer import build_tokenizer
 
-    try:
-        tokenizer = build_tokenizer(args)
-    except (OSError, UnicodeDecodeError) as error:
-        rule = "be a text file that can be read, or chatml"
-        raise SettingsError(Problem("chat_template_path", args.chat_template_path, rule, str(error))) from error
+    tokenizer = build_tokenizer(args)
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHATML.read_text(encoding="utf-8")
         tell("the tokenizer has no chat template: the bundled chatml is taken. Choose with --chat-template.")

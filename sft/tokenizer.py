@@ -13,7 +13,7 @@ def build_tokenizer(args: Args) -> Any:
     """The tokenizer, with the chat template that the settings ask for.
 
     Raises:
-        SettingsError: the tokenizer cannot be loaded.
+        SettingsError: the tokenizer cannot be loaded, or its chat template not be read.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -29,8 +29,17 @@ def build_tokenizer(args: Args) -> Any:
     except Exception as error:  # the library raises many kinds; its own words are the best there are
         raise cannot_load(field, name, error) from error
     if args.chat_template_path is not None:
-        tokenizer.chat_template = Path(args.chat_template_path).read_text(encoding="utf-8")
+        tokenizer.chat_template = _chat_template(args.chat_template_path)
     return tokenizer
+
+
+def _chat_template(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        rule = "be a text file in UTF-8 that can be read, or chatml"
+        raise SettingsError(Problem("chat_template_path", name, rule, f"{reason}.")) from error
 
 
 def pad_token_id(tokenizer: Any) -> int:

@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from tiny import TOKENIZER
 
 from sft.config import Args
 from sft.formats import Conversation
 from sft.masking import Masker
 from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
+from strict_settings import SettingsError
 
 ROLE_TOKENS = (  # as GLM has it: a turn ends where the next role's token begins
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
@@ -25,6 +27,18 @@ def test_a_bare_tokenizer_file_is_enough(tmp_path: Path) -> None:
     assert found.is_fast
     assert "<|im_start|>" in found.chat_template
     assert pad_token_id(found) == 0
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"], ids=["a folder", "not UTF-8"])
+def test_a_chat_template_that_cannot_be_read_is_a_mistake_in_the_settings(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "template.jinja"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(
+        SettingsError, match=r"chat_template_path is '.*template\.jinja'; it must be a text file in UTF-8"
+    ):
+        build_tokenizer(Args(tokenizer_name=TOKENIZER, chat_template_path=str(path)))
 
 
 def test_the_models_own_stop_tokens_end_turns_also_where_the_next_message_writes_them(tmp_path: Path) -> None:
