@@ -69,6 +69,11 @@ class SourceAudit:
     kept_lengths: Counter[int] = field(default_factory=Counter)
     """Those that are trained, after truncation."""
 
+    @property
+    def trained_share(self) -> float:
+        """Share of the tokens that have a loss."""
+        return self.trained_tokens / max(self.tokens, 1)
+
 
 @dataclass
 class Audit:
@@ -118,6 +123,21 @@ class Audit:
     def trained_tokens(self) -> int:
         """Those with a loss."""
         return sum(source.trained_tokens for source in self.sources)
+
+    @property
+    def trained_share(self) -> float:
+        """Share of the training tokens that have a loss."""
+        return self.trained_tokens / max(self.tokens, 1)
+
+    @property
+    def num_truncated(self) -> int:
+        """Training documents that were cut."""
+        return sum(source.num_truncated for source in self.sources)
+
+    @property
+    def num_dropped(self) -> int:
+        """Training documents that are not trained because of their length."""
+        return sum(source.num_dropped for source in self.sources)
 
     @property
     def forms(self) -> Counter[str]:

@@ -15,6 +15,7 @@ from strict_settings import Problem, SettingsError
 
 if TYPE_CHECKING:
     from sft.audit import Audit
+    from sft.findings import Finding
 
 
 def main(words: Sequence[str]) -> int:
@@ -27,10 +28,11 @@ def main(words: Sequence[str]) -> int:
         options.config, data = data, None
     subject = subject_of(options, settings, data)
     found = _audited(subject, is_quick=options.quick, is_own_data=data is None)
-    _show(found, options, subject)
     from sft.findings import findings_of
 
-    return DataError.exit_code if any(f.level == "error" for f in findings_of(found, subject.args)) else 0
+    findings = findings_of(found, subject.args)
+    _show(found, findings, options, subject)
+    return DataError.exit_code if any(finding.level == "error" for finding in findings) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", nargs="?", metavar="RUN.yaml | FILE", help="a settings file, or data")
     parser.add_argument("--quick", action="store_true", help="only the first rows, in few words")
     parser.add_argument("--processes", metavar="N", help="ranks of the run (default: those of `launch:` in RUN.yaml)")
-    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default auto")
     add_options(parser)
     return parser
 
@@ -69,13 +70,11 @@ def _audited(subject: Subject, *, is_quick: bool, is_own_data: bool) -> Audit:
     return auditor.found
 
 
-def _show(found: Audit, options: argparse.Namespace, subject: Subject) -> None:
+def _show(found: Audit, findings: Sequence[Finding], options: argparse.Namespace, subject: Subject) -> None:
     from sft.audit_text import audit_text, quick_text, to_json
     from sft.epoch import epoch_of
-    from sft.findings import findings_of
     from sft.painting import Brush
 
-    findings = findings_of(found, subject.args)
     lengths = [(source.kept_lengths, source.times) for source in found.sources]
     epoch = epoch_of(lengths, subject.args, _num_processes(options, subject))
     brush = Brush(has_color(options.color))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sft.audit import Audit, SourceAudit
 from sft.epoch import Epoch
 from sft.findings import Finding
-from sft.lengths import Bin, bins, quantile
-from sft.page import counted, render_page
+from sft.lengths import Bin, bins, round_numbers, usual
+from sft.page import render_page
 from sft.painting import visible
+from sft.values import counted
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 280, 62, 24, 246
 
@@ -45,15 +45,13 @@ def _tiles(found: Audit, epoch: Epoch) -> Iterator[dict[str, Any]]:
     ) -> dict[str, Any]:
         return {"label": label, "value": value, "more": more, "share": share, "is_bad": is_bad}
 
-    truncated = sum(source.num_truncated for source in found.sources)
-    dropped = sum(source.num_dropped for source in found.sources)
-    share = found.trained_tokens / max(found.tokens, 1)
     yield tile("Rows", f"{found.rows:,}", counted(len(found.sources), "source"))
     yield tile("Refused", f"{found.num_refused:,}", f"{found.num_refused / max(found.rows, 1):.1%} of rows",
                is_bad=found.num_refused > 0)  # fmt: skip
-    yield tile("Documents", f"{found.documents:,}", f"{truncated:,} truncated, {dropped:,} dropped")
+    yield tile("Documents", f"{found.documents:,}", f"{found.num_truncated:,} truncated, {found.num_dropped:,} dropped")
     yield tile("Tokens", _brief(found.tokens), f"{found.tokens:,}")
-    yield tile("Trained tokens", f"{share:.0%}", f"{found.trained_tokens:,}", share=round(100 * share, 1))
+    yield tile("Trained tokens", f"{found.trained_share:.0%}", f"{found.trained_tokens:,}",
+               share=round(100 * found.trained_share, 1))  # fmt: skip
     yield tile("Steps per epoch", f"{epoch.steps:,}", f"{epoch.rows_per_step:,} rows each")
 
 
@@ -78,15 +76,15 @@ def _epoch(epoch: Epoch) -> Iterator[tuple[str, str]]:
 def _source(source: SourceAudit, times: str) -> dict[str, Any]:
     numbers = (source.rows, source.num_refused, source.documents, source.num_truncated, source.num_dropped,
                source.tokens)  # fmt: skip
-    share = f"{source.trained_tokens / max(source.tokens, 1):.0%}"
-    return {"name": source.name, "numbers": [times, *(f"{number:,}" for number in numbers), share]}
+    shown = (f"{number:,}" for number in numbers)
+    return {"name": source.name, "numbers": [times, *shown, f"{source.trained_share:.0%}"]}
 
 
 def _chart(found: Audit) -> dict[str, Any]:
     """The histogram's geometry, in the units of its view box."""
     bars = bins(found.lengths)
     highest = max((bar.number for bar in bars), default=1)
-    step = next(size for size in _round_numbers() if size * 5 >= highest)
+    step = next(size for size in round_numbers() if size * 5 >= highest)
     top = -(-highest // step) * step
     slot = (WIDTH - LEFT) / max(len(bars), 1)
 
@@ -94,7 +92,6 @@ def _chart(found: Audit) -> dict[str, Any]:
         return round(BOTTOM - (BOTTOM - TOP) * number / top, 1)
 
     lengths = found.lengths
-    usual = ", ".join(f"{name} {quantile(lengths, share):,}" for name, share in (("median", 0.5), ("95 %", 0.95)))
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -107,19 +104,15 @@ def _chart(found: Audit) -> dict[str, Any]:
                 "width": round(slot * 0.88, 1),
                 "y": y(bar.number),
                 "height": round(BOTTOM - y(bar.number), 1),
-                "title": f"{_name(bar)} tokens: {counted(bar.number, 'document')}",
+                "title": f"{bar.name} tokens: {counted(bar.number, 'document')}",
                 "name": f"≤ {bar.last:,}" if bar.last else "longer",
             }
             for index, bar in enumerate(bars)
         ],
         "limit": _limit(bars, found.max_length, slot),
-        "caption": f"{usual}, longest {found.longest[0]:,} tokens ({found.longest[1]}); "
+        "caption": f"{usual(lengths)}, longest {found.longest[0]:,} tokens ({found.longest[1]}); "
         f"max_length {found.max_length:,}. Counted up to the last trained token, before truncation.",
     }
-
-
-def _name(bar: Bin) -> str:
-    return f"{bar.first:,}–{bar.last:,}" if bar.last else f"over {bar.first - 1:,}"
 
 
 def _limit(bars: Sequence[Bin], max_length: int, slot: float) -> float | None:
@@ -129,8 +122,3 @@ def _limit(bars: Sequence[Bin], max_length: int, slot: float) -> float | None:
             inside = (max_length - bar.first + 1) / (bar.last - bar.first + 1)
             return round(LEFT + slot * (index + inside), 1)
     return None
-
-
-def _round_numbers() -> Iterator[int]:
-    for power in itertools.count():
-        yield from (step * 10**power for step in (1, 2, 5))

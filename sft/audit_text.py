@@ -10,7 +10,7 @@ from typing import Any
 from sft.audit import Audit, SourceAudit
 from sft.epoch import Epoch
 from sft.findings import Finding
-from sft.lengths import bins, quantile
+from sft.lengths import bins, usual
 from sft.painting import Brush, visible
 
 _BAR_WIDTH = 44
@@ -80,22 +80,19 @@ def _findings(findings: Sequence[Finding], brush: Brush) -> Iterator[str]:
 
 
 def _totals(found: Audit) -> str:
-    share = found.trained_tokens / max(found.tokens, 1)
     return (
         f"{found.rows:,} rows, {found.num_refused:,} refused; {found.documents:,} documents, "
-        f"{found.tokens:,} tokens, {found.trained_tokens:,} trained ({share:.0%})"
+        f"{found.tokens:,} tokens, {found.trained_tokens:,} trained ({found.trained_share:.0%})"
     )
 
 
 def _counts(found: Audit, brush: Brush) -> Iterator[str]:
     yield brush("Data", "heading") + ("" if found.is_whole else "  (the first rows only)")
     forms = ", ".join(f"{form} {number:,}" for form, number in found.forms.most_common())
-    share = found.trained_tokens / max(found.tokens, 1)
-    dropped = sum(source.num_dropped for source in found.sources)
-    truncated = sum(source.num_truncated for source in found.sources)
     yield f"  rows          {found.rows:,}: {found.num_refused:,} refused, {forms or 'none can be read'}"
-    yield f"  documents     {found.documents:,} trained, {truncated:,} of them truncated; {dropped:,} dropped"
-    yield f"  tokens        {found.tokens:,}, {found.trained_tokens:,} trained ({share:.1%})"
+    fates = f"{found.num_truncated:,} of them truncated; {found.num_dropped:,} dropped"
+    yield f"  documents     {found.documents:,} trained, {fates}"
+    yield f"  tokens        {found.tokens:,}, {found.trained_tokens:,} trained ({found.trained_share:.1%})"
     stops = ", ".join(f"{visible(text)} ({token})" for token, text in found.stop_tokens.items())
     yield f"  turns end in  {stops or 'no control token'}"
 
@@ -108,11 +105,9 @@ def _histogram(found: Audit, brush: Brush) -> Iterator[str]:
     found_bins = bins(lengths)
     highest = max(bar.number for bar in found_bins)
     for bar in found_bins:
-        name = f"{bar.first:,}–{bar.last:,}" if bar.last is not None else f"over {bar.first - 1:,}"
         mark = " ◂ max_length" if bar.first <= found.max_length < (bar.last or bar.first) else ""
-        yield f"  {name:>15} {_bar(bar.number / highest):{_BAR_WIDTH}} {bar.number:,}{mark}"
-    usual = ", ".join(f"{name} {quantile(lengths, share):,}" for name, share in (("median", 0.5), ("95 %", 0.95)))
-    yield f"  {usual}, longest {found.longest[0]:,} ({found.longest[1]})"
+        yield f"  {bar.name:>15} {_bar(bar.number / highest):{_BAR_WIDTH}} {bar.number:,}{mark}"
+    yield f"  {usual(lengths)}, longest {found.longest[0]:,} ({found.longest[1]})"
 
 
 def _bar(share: float) -> str:
@@ -130,10 +125,9 @@ def _sources(found: Audit, brush: Brush) -> Iterator[str]:
     width = min(max(len(source.name) for source, _ in sources), 48)
     yield f"  {'':{width}} {'':>6} {'rows':>10} {'refused':>8} {'dropped':>8} {'documents':>10} {'tokens':>14} trained"
     for source, times in sources:
-        share = source.trained_tokens / max(source.tokens, 1)
         yield (
             f"  {source.name[-width:]:{width}} {times:>6} {source.rows:>10,} {source.num_refused:>8,} "
-            f"{source.num_dropped:>8,} {source.documents:>10,} {source.tokens:>14,} {share:>7.0%}"
+            f"{source.num_dropped:>8,} {source.documents:>10,} {source.tokens:>14,} {source.trained_share:>7.0%}"
         )
 
 

@@ -8,11 +8,12 @@ from typing import Literal
 
 from sft.audit import REPEATED, Audit, SourceAudit
 from sft.config import Args
+from sft.masking import ESCAPED
 from sft.masks.turns import REWRITTEN, UNROLLED
+from sft.values import counted
 
 Level = Literal["error", "warning", "note"]
 
-ESCAPED = "control strings in data are kept as text"
 _TO_KNOW = (REWRITTEN, UNROLLED, ESCAPED, REPEATED)
 """Not in question: done as the settings say."""
 
@@ -36,17 +37,17 @@ def findings_of(found: Audit, args: Args) -> list[Finding]:
 def _findings(found: Audit, args: Args) -> Iterator[Finding]:
     yield from _about_rows(found, args)
     for what, number in found.fates.counts.most_common():
-        text = f"{_documents(number)} {what}; max_length is {found.max_length:,}"
+        text = f"{counted(number, 'document')} {what}; max_length is {found.max_length:,}"
         yield Finding("warning", text, tuple(found.fates.examples[what]))
     if found.documents and not found.stop_tokens:
         text = "no control token ends a turn: the model would not learn to stop. Choose another chat template."
         yield Finding("warning", text)
     for note, number in found.notes.counts.most_common():
         level: Level = "note" if note in _TO_KNOW else "warning"
-        yield Finding(level, f"{_documents(number)}: {note}", tuple(found.notes.examples[note]))
+        yield Finding(level, f"{counted(number, 'document')}: {note}", tuple(found.notes.examples[note]))
     for what, number in found.repeated.counts.most_common():
         level = "note" if what in _TO_KNOW else "warning"
-        yield Finding(level, f"{_rows(number)}: {what}", tuple(found.repeated.examples[what]))
+        yield Finding(level, f"{counted(number, 'row')}: {what}", tuple(found.repeated.examples[what]))
 
 
 def _about_rows(found: Audit, args: Args) -> Iterator[Finding]:
@@ -60,7 +61,7 @@ def _about_rows(found: Audit, args: Args) -> Iterator[Finding]:
         if number == 1 and ": " in places[0]:  # the reason as it is, which names the values
             place, _, reason = places[0].partition(": ")
             places = (place,)
-        yield Finding("error" if is_error else "warning", f"{_rows(number)} refused: {reason}", places)
+        yield Finding("error" if is_error else "warning", f"{counted(number, 'row')} refused: {reason}", places)
     if is_error and found.refused.counts and args.on_bad_row == "skip":
         yield Finding("error", f"more than max_bad_rows: {args.max_bad_rows} rows are refused")
     data: list[tuple[str, list[SourceAudit]]] = [("the training data", found.sources)]
@@ -72,11 +73,3 @@ def _about_rows(found: Audit, args: Args) -> Iterator[Finding]:
         elif not any(source.documents for source in sources):
             text = f"{what} has no row with a trained token within max_length {found.max_length:,}. Raise max_length."
             yield Finding("error", text)
-
-
-def _rows(number: int) -> str:
-    return f"{number:,} row" + ("s" if number != 1 else "")
-
-
-def _documents(number: int) -> str:
-    return f"{number:,} document" + ("s" if number != 1 else "")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sft.subject import Subject, add_options, has_color, split_words, subject_of, write_page
+from sft.values import counted
 from strict_settings import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--row", metavar="N", help="one row, counted from 0")
     parser.add_argument("--rows", metavar="A:B", help="rows A to B-1 (default 0:3, with --json all)")
     parser.add_argument("--full", action="store_true", help="print long documents whole")
-    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default auto")
     add_options(parser)
     return parser
 
@@ -112,7 +112,7 @@ def _show(
         asked = "row" if options.row is not None else "rows"
         raise SettingsError(Problem(f"--{asked}", options.row or options.rows or "0:3", "be among the data's rows"))
     share = num_trained / max(num_tokens, 1)
-    print(f"{len(num_rows)} rows: {num_tokens:,} tokens, {num_trained:,} trained ({share:.0%})")
+    print(f"{counted(len(num_rows), 'row')}: {num_tokens:,} tokens, {num_trained:,} trained ({share:.0%})")
     if options.html:
         from sft.page import inspect_page
 

@@ -17,6 +17,11 @@ class Bin:
     """None: all that is longer."""
     number: int
 
+    @property
+    def name(self) -> str:
+        """`1–100`, `over 100`."""
+        return f"{self.first:,}–{self.last:,}" if self.last is not None else f"over {self.first - 1:,}"
+
 
 def bins(lengths: Mapping[int, int], max_bins: int = 16) -> list[Bin]:
     """Bars of equal and round width; the longest half per cent stand in one bar at the end if they would make it wide.
@@ -28,7 +33,7 @@ def bins(lengths: Mapping[int, int], max_bins: int = 16) -> list[Bin]:
     if not lengths:
         return []
     usual = quantile(lengths, 0.995)
-    width = next(w for w in _round_widths() if w * max_bins >= usual)
+    width = next(w for w in round_numbers() if w * max_bins >= usual)
     numbers = Counter[int]()
     last = max(-(-usual // width), 1)
     for length, number in lengths.items():
@@ -37,7 +42,8 @@ def bins(lengths: Mapping[int, int], max_bins: int = 16) -> list[Bin]:
     return [*found, Bin(last * width + 1, None, numbers[last])] if numbers[last] else found
 
 
-def _round_widths() -> Iterator[int]:
+def round_numbers() -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50, …"""
     for power in itertools.count():
         yield from (step * 10**power for step in (1, 2, 5))
 
@@ -50,3 +56,8 @@ def quantile(lengths: Mapping[int, int], share: float) -> int:
         if so_far >= share * total:
             return length
     return 0
+
+
+def usual(lengths: Mapping[int, int]) -> str:
+    """The median and the length that 95 % do not exceed, for people."""
+    return ", ".join(f"{name} {quantile(lengths, share):,}" for name, share in (("median", 0.5), ("95 %", 0.95)))

@@ -14,6 +14,7 @@ import jinja2
 from sft.config import ROOT
 from sft.inspection import Inspected, Piece, Refused
 from sft.painting import visible
+from sft.values import counted
 
 _TEMPLATES = ROOT / "sft" / "templates"
 
@@ -46,11 +47,6 @@ def render_page(template: str, **context: Any) -> str:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render(**context)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{number:,} {noun}" + ("s" if number != 1 else "")
 
 
 def _document(view: Inspected | Refused, pieces: Sequence[Piece]) -> dict[str, Any]:

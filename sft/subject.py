@@ -48,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="T", help="tokenizer: hub name, folder or tokenizer.json")
     parser.add_argument("--chat-template", metavar="F", help="a Jinja file, or chatml")
     parser.add_argument("--html", metavar="OUT.html", type=Path, help="write a page to look at")
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default auto")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.epilog = (
         "Every setting of a run is an option too, by its name in the settings file: --max_length 4096, "

@@ -217,8 +217,9 @@ def _description(args: Args, plan: Plan, world: World) -> str:
     """The batch arithmetic, before the first step."""
     engine = f"DeepSpeed {args.deepspeed}" if args.deepspeed else "FSDP2" if args.fsdp else "torch"
     accumulation = args.accumulation_steps(world.size)
+    rows = f"packed rows of {args.max_length} tokens" if args.packing else "conversations"
     return (
-        f"{world.size} process(es) × {args.per_device_train_batch_size} conversations × {accumulation} accumulation = "
+        f"{world.size} process(es) × {args.per_device_train_batch_size} {rows} × {accumulation} accumulation = "
         f"{plan.rows_per_step} per step; {plan.num_documents} documents, {plan.steps_per_epoch} steps per epoch, "
         f"{plan.num_steps} steps; {engine} on {world.device.type}, peak learning rate {args.peak_learning_rate:g}"
     )

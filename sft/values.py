@@ -58,6 +58,11 @@ def kind(value: Any) -> str:
     return names.get(type(value).__name__, f"a {type(value).__name__}")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
 def shown(value: Any) -> str:
     """A value as messages show it: short, and in the data's own words."""
     if isinstance(value, str):
