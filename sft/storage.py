@@ -25,7 +25,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "Free space there or choose another output_dir."
+        remedy = "Free space there or choose another place."
         raise StorageError(f"{path} cannot be written: {error.strerror or error}. {remedy}") from error
 
 
@@ -34,7 +34,8 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with storage_errors(path):
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # File names and refused rows may hold half characters, which JSON can write and UTF-8 cannot.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         publish(temporary, path)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.arguments import load_args
 from sft.config import ALIASES, ROOT, Args
-from sft.errors import StorageError
+from sft.storage import storage_errors
 from strict_settings import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -179,8 +179,6 @@ def write_page(path: Path, text: str) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
+    with storage_errors(path):
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # refused rows may hold half characters
     tell(f"page: {path}")

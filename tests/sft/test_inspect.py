@@ -266,6 +266,13 @@ def test_the_page_holds_all_tokens_and_nothing_from_elsewhere(tmp_path: Path, in
     assert "Refused:" in text
 
 
+def test_a_page_of_rows_with_half_characters(tmp_path: Path, inspect: Any) -> None:
+    file = write(tmp_path / "data.jsonl", '{"messages": [{"role": "\\ud800", "content": "q"}]}\n')
+    code, _, err = inspect(file, "--html", str(tmp_path / "out.html"))
+    assert code == 0, err
+    assert r"messages[0].role is '\ud800'" in (tmp_path / "out.html").read_text().replace("&#39;", "'")
+
+
 def test_the_page_cannot_be_written(tmp_path: Path, inspect: Any) -> None:
     code, _, err = inspect(
         write(tmp_path / "data.jsonl", {"messages": CHAT}), "--html", str(tmp_path / "no" / "x.html")

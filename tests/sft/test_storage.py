@@ -29,6 +29,12 @@ def test_numbers_that_are_none_are_refused_and_leave_the_old_file(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_half_characters_come_back_as_they_were(tmp_path: Path) -> None:
+    value = {"data \udcff.jsonl": "\ud800 é 😀"}  # as a file's name that is no UTF-8 gives, and as JSON can write
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == value
+
+
 def test_a_place_that_takes_no_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written") as caught:
