@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft.documents import Document
+from sft.encoding import documents_of
 from sft.formats import Conversation
-from sft.masking import Masker, MaskError
+from sft.masking import Masker
 from sft.rows import BadRow, without_values
 from sft.sources import read_conversations
-from sft.truncation import Truncation, fitted, without_tail
+from sft.truncation import fitted, without_tail
 
 ROWS_PER_BATCH = 256
 QUICK_ROWS = 200
@@ -162,7 +163,6 @@ class Auditor:
         self,
         masker: Masker,
         max_length: int,
-        truncation: Truncation = "right",
         *,
         columns: Mapping[str, str] | None = None,
         max_rows: int | None = None,
@@ -171,16 +171,15 @@ class Auditor:
     ) -> None:
         """
         Args:
-            masker: tokenizer, template and what is trained.
+            masker: tokenizer, template, what is trained, and how longer documents are truncated.
             max_length: tokens of a document.
-            truncation: what happens to longer ones.
             columns: our column → the source's.
             max_rows: take only the first rows of each source of the training data.
             is_quick: look at `QUICK_ROWS` rows in `QUICK_S` seconds, whatever the settings say.
             progress: called with the number of rows done.
         """
         self.found = Audit(max_length)
-        self._masker, self._truncation, self._columns = masker, truncation, columns
+        self._masker, self._columns = masker, columns
         self._max_rows, self._is_quick, self._progress = max_rows, is_quick, progress
         self._rows_seen: set[int] = set()
         self._prompts_seen: set[int] = set()
@@ -220,37 +219,33 @@ class Auditor:
         self.found.stop_tokens = {token: self._masker.decode([token]) for token in sorted(self._masker.stop_token_ids)}
 
     def _look_at(self, batch: Sequence[Conversation | BadRow], source: SourceAudit) -> None:
-        made = iter(self._masker.encode([row for row in batch if isinstance(row, Conversation)]))
-        for row in batch:
+        for row, made in zip(batch, documents_of(batch, self._masker), strict=True):
             source.rows += 1
-            if isinstance(row, BadRow):
-                self._refuse(source, row)
+            if isinstance(row, Conversation):
+                source.forms[row.format] += 1
+                self._compare(row, is_training=source is not self.found.held_out)
+            if isinstance(made, BadRow):
+                self._refuse(source, made)
                 continue
-            source.forms[row.format] += 1
-            self._compare(row, is_training=source is not self.found.held_out)
-            documents = next(made)
-            if isinstance(documents, MaskError):
-                self._refuse(source, BadRow(row.source, str(documents)))
-                continue
-            for document in documents:
-                self._count(document, row, source)
+            for document in made:
+                self._count(document, row.source, source)
 
     def _refuse(self, source: SourceAudit, bad: BadRow) -> None:
         source.num_refused += 1
         reason = without_values(bad.reason)
         self.found.refused.add(reason, bad.source if reason == bad.reason else str(bad))
 
-    def _count(self, document: Document, row: Conversation, source: SourceAudit) -> None:
+    def _count(self, document: Document, place: str, source: SourceAudit) -> None:
         found = self.found
         for note in document.notes:
-            found.notes.add(note, row.source)
+            found.notes.add(note, place)
         length = len(without_tail(document))
         source.lengths[length] += 1
         if length > found.longest[0] and source is not found.held_out:
-            found.longest = (length, row.source)
-        kept, fate = fitted(document, found.max_length, self._truncation)
+            found.longest = (length, place)
+        kept, fate = fitted(document, found.max_length, self._masker.options.truncation)
         if fate is not None:
-            found.fates.add(fate, f"{row.source}: {length:,} tokens")
+            found.fates.add(fate, f"{place}: {length:,} tokens")
             source.num_truncated += kept is not None
             source.num_dropped += kept is None
         if kept is not None:

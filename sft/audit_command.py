@@ -58,7 +58,6 @@ def _audited(subject: Subject, *, is_quick: bool, is_own_data: bool) -> Audit:
         auditor = Auditor(
             subject.masker,
             args.max_length,
-            args.truncation,
             columns=args.columns,
             max_rows=args.max_train_samples,
             is_quick=is_quick,

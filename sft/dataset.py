@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sft.batching import Batch, collate
 from sft.documents import Document
-from sft.encoding import Encoding
-from sft.encoding_cache import EncodingCache, Prepared, Source
+from sft.encoding import Encoded, Encoding
+from sft.encoding_cache import EncodingCache, Source
 from sft.errors import DataError
 from sft.formats import Conversation
 from sft.masking import Masker
 from sft.rows import BadRow, BadRows
-from sft.sources import num_times
 from sft.token_columns import TokenColumns
-from sft.truncation import Truncation
 
 
 class ConversationDataset(Sequence[Document]):
@@ -35,24 +33,21 @@ class ConversationDataset(Sequence[Document]):
         conversations: Iterable[Conversation | BadRow],
         masker: Masker,
         max_length: int,
-        truncation: Truncation = "right",
         bad_rows: BadRows | None = None,
     ) -> None:
         """Encodes in memory, in this process; `from_sources` is for files.
 
         Args:
             conversations: in order.
-            masker: tokenizer, template and what is trained.
+            masker: tokenizer, template, what is trained, and how longer documents are truncated.
             max_length: tokens of a document.
-            truncation: what happens to longer ones.
             bad_rows: what happens to rows that cannot be used; by default they are an error.
 
         Raises:
             DataError: rows that cannot be masked, each with file and line; or no document is left.
         """
-        encoded = Encoding(masker, max_length, truncation).encode(list(enumerate(conversations)))
-        prepared = Prepared(encoded.columns, encoded.bad, encoded.counts, encoded.notes, encoded.stop_token_ids)
-        self._start([(prepared, 1.0)], masker.pad_token_id, max_length, bad_rows or BadRows())
+        encoded = Encoding(masker, max_length).encode(list(enumerate(conversations)))
+        self._start([(encoded, 1.0)], masker.pad_token_id, max_length, bad_rows or BadRows())
 
     @classmethod
     def from_sources(
@@ -90,7 +85,7 @@ class ConversationDataset(Sequence[Document]):
         return made
 
     def _start(
-        self, prepared: Sequence[tuple[Prepared, float]], pad_token_id: int, max_length: int, bad_rows: BadRows
+        self, prepared: Sequence[tuple[Encoded, float]], pad_token_id: int, max_length: int, bad_rows: BadRows
     ) -> None:
         self._pad_token_id = pad_token_id
         self._parts = [(part.columns, *_repeats(len(part.columns), times)) for part, times in prepared]
@@ -152,6 +147,20 @@ class ConversationDataset(Sequence[Document]):
         return ", ".join(parts)
 
 
+def num_times(index: ArrayLike, times: float) -> NDArray[np.int64]:
+    """How often documents are seen in an epoch of which their source is to be seen `times` times: 2.5 gives each 2, and
+    half of them, spread evenly over the source, 1 more. The same for the same index, whatever the source's size.
+
+    Args:
+        index: positions in the source.
+        times: greater than 0.
+    """
+    whole = int(times)
+    # Multiples of the golden ratio fill the unit interval evenly from any start to any end, and follow no pattern that
+    # the order of a file may have, as every second row would.
+    return whole + ((np.asarray(index) * 0.6180339887498949) % 1.0 < times - whole)
+
+
 _Part = tuple[TokenColumns, int, NDArray[np.int64]]
 
 
@@ -160,8 +169,7 @@ def _repeats(num_documents: int, times: float) -> tuple[int, NDArray[np.int64]]:
     whole = int(times)
     if times == whole:
         return whole, np.zeros(0, dtype=np.int64)
-    more = (num_times(index, times) > whole for index in range(num_documents))
-    return whole, np.flatnonzero(np.fromiter(more, dtype=bool, count=num_documents))
+    return whole, np.flatnonzero(num_times(np.arange(num_documents), times) > whole)
 
 
 def _num_seen(part: _Part) -> int:

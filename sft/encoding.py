@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing.pool import Pool
+from pathlib import Path
 from typing import Any
 
 from sft.documents import Document
+from sft.errors import SftError
 from sft.formats import Conversation
 from sft.masking import Masker, MaskError
 from sft.rows import BadRow
-from sft.token_columns import TokenColumns
-from sft.truncation import Truncation, fitted
+from sft.token_columns import TokenColumns, read_manifest
+from sft.truncation import fitted
 
 ROWS_PER_BATCH = 256
 """Rows that a worker encodes at a time."""
@@ -35,6 +38,22 @@ class Encoded:
     """Documents for each of the masker's notes."""
     stop_token_ids: frozenset[int] = frozenset()
 
+    @classmethod
+    def open(cls, folder: Path) -> Encoded:
+        """What `write_columns` wrote with `info`; the columns memory-mapped.
+
+        Raises:
+            StorageError: the folder is not as it was written.
+        """
+        columns, info = TokenColumns.open(folder), read_manifest(folder)
+        return cls(
+            columns,
+            [BadRow(source, reason) for source, reason in info["bad"]],
+            Counter(info["counts"]),
+            Counter(info["notes"]),
+            frozenset(info["stop_token_ids"]),
+        )
+
     def info(self) -> dict[str, Any]:
         """All but the columns, as JSON."""
         return {
@@ -45,28 +64,34 @@ class Encoded:
         }
 
 
+def documents_of(rows: Sequence[Conversation | BadRow], masker: Masker) -> Iterator[list[Document] | BadRow]:
+    """For each row its documents, whole, or why it has none."""
+    made = iter(masker.encode([row for row in rows if isinstance(row, Conversation)]))
+    for row in rows:
+        found = row if isinstance(row, BadRow) else next(made)
+        yield BadRow(row.source, str(found)) if isinstance(found, MaskError) else found
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How conversations become documents."""
 
     masker: Masker
     max_length: int
-    truncation: Truncation = "right"
 
     def encode(self, rows: Sequence[NumberedRow]) -> Encoded:
         """The documents of some rows, in their order."""
         counts, notes = Counter({"rows": len(rows)}), Counter[str]()
-        bad = [row for _, row in rows if isinstance(row, BadRow)]
-        good = [(number, row) for number, row in rows if isinstance(row, Conversation)]
+        bad: list[BadRow] = []
         documents: list[Document] = []
         numbers: list[int] = []
-        for (number, row), made in zip(good, self.masker.encode([row for _, row in good]), strict=True):
-            if isinstance(made, MaskError):
-                bad.append(BadRow(row.source, str(made)))
+        for (number, _), made in zip(rows, documents_of([row for _, row in rows], self.masker), strict=True):
+            if isinstance(made, BadRow):
+                bad.append(made)
                 continue
             for document in made:
                 notes.update(document.notes)
-                document_or_none, what = fitted(document, self.max_length, self.truncation)
+                document_or_none, what = fitted(document, self.max_length, self.masker.options.truncation)
                 counts[what or "whole"] += 1
                 if document_or_none is not None:
                     documents.append(document_or_none)
@@ -83,18 +108,21 @@ class Workers:
     def __init__(self, encoding: Encoding, num_processes: int) -> None:
         self._encoding = encoding
         self._num_processes = num_processes
-        self._pool: Pool | None = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
+            self._pool.shutdown(cancel_futures=True)
 
     def encode(self, rows: Iterable[NumberedRow]) -> Iterator[Encoded]:
-        """The rows in batches, in their order."""
+        """The rows in batches, in their order.
+
+        Raises:
+            SftError: a process was ended from outside.
+        """
         batches = _batched(rows, ROWS_PER_BATCH)
         first = list(itertools.islice(batches, 2 * self._num_processes))
         if self._pool is None and (self._num_processes == 1 or len(first) < 2 * self._num_processes):
@@ -103,8 +131,16 @@ class Workers:
         if self._pool is None:
             # A process that may hold a GPU or run threads must not be forked.
             context = multiprocessing.get_context("spawn")
-            self._pool = context.Pool(self._num_processes, _start, (self._encoding,))
-        yield from self._pool.imap(_encode, itertools.chain(first, batches))
+            self._pool = ProcessPoolExecutor(self._num_processes, context, _start, (self._encoding,))
+        try:
+            pending = deque(self._pool.submit(_encode, batch) for batch in first)
+            while pending:
+                encoded = pending.popleft().result()
+                pending.extend(self._pool.submit(_encode, batch) for batch in itertools.islice(batches, 1))
+                yield encoded
+        except BrokenProcessPool as error:
+            remedy = "Give the node more memory, or encode with fewer processes: dataset_num_proc."
+            raise SftError(f"a process that encodes was ended from outside, as for want of memory. {remedy}") from error
 
 
 _ENCODING: list[Encoding] = []

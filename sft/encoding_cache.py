@@ -13,11 +13,9 @@ import itertools
 import json
 import os
 import shutil
-import socket
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +23,16 @@ from typing import Any
 import tokenizers
 from tqdm import tqdm
 
+from sft.claims import claimed
 from sft.encoding import Encoded, Encoding, NumberedRow, Workers
 from sft.errors import StorageError
-from sft.rows import BadRow
 from sft.sources import read_conversations, read_rows, source_files
 from sft.storage import new_folder, storage_errors
-from sft.token_columns import MANIFEST, TokenColumns, write_columns
+from sft.token_columns import MANIFEST, TokenColumns, read_manifest, write_columns
 
 ENCODER_VERSION = 2
 """To be raised with every change that changes tokens, masks or columns."""
 ROWS_PER_BLOCK = 8192
-STALE_AFTER_S = 120.0
-"""A claim whose holder has not been heard of for so long is taken over."""
 POLL_S = 0.5
 
 
@@ -76,7 +72,6 @@ def cache_key(source: Source, encoding: Encoding, hashes: Path | None = None) ->
         "stop_tokens": masker.stop_tokens,
         "options": {**asdict(masker.options), "template_date": template_date},
         "max_length": encoding.max_length,
-        "truncation": encoding.truncation,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -84,7 +79,7 @@ def cache_key(source: Source, encoding: Encoding, hashes: Path | None = None) ->
 def _hash_of_file(path: Path, hashes: Path | None) -> str:
     status = path.stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
-    known = hashes / hashlib.sha256(identity.encode()).hexdigest()[:32] if hashes is not None else None
+    known = hashes / hashlib.sha256(os.fsencode(identity)).hexdigest()[:32] if hashes is not None else None
     with contextlib.suppress(OSError):
         if known is not None:
             return known.read_text(encoding="ascii")
@@ -107,26 +102,6 @@ def _hash_of_rows(source: Source) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The documents of a source, and what happened on the way."""
-
-    columns: TokenColumns
-    bad: list[BadRow]
-    counts: Counter[str]
-    notes: Counter[str]
-    stop_token_ids: frozenset[int]
-
-    @classmethod
-    def open(cls, folder: Path) -> Prepared:
-        """From a finished folder."""
-        columns = TokenColumns.open(folder)
-        info = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        bad = [BadRow(source, reason) for source, reason in info["bad"]]
-        counts, notes = Counter(info["counts"]), Counter(info["notes"])
-        return cls(columns, bad, counts, notes, frozenset(info["stop_token_ids"]))
-
-
 class EncodingCache:
     """Folders of encoded conversations."""
 
@@ -139,7 +114,7 @@ class EncodingCache:
         self.folder = folder
         self._say = say
 
-    def prepared(self, source: Source, encoding: Encoding, num_processes: int, *, makes: bool = True) -> Prepared:
+    def prepared(self, source: Source, encoding: Encoding, num_processes: int, *, makes: bool = True) -> Encoded:
         """The documents of a source; made if they are not there.
 
         Args:
@@ -158,7 +133,7 @@ class EncodingCache:
                 _Making(final, source, encoding, num_processes, self._say).run()
             else:
                 self._wait(final, source)
-        return Prepared.open(final)
+        return Encoded.open(final)
 
     def _wait(self, final: Path, source: Source) -> None:
         started = said = time.monotonic()
@@ -219,7 +194,7 @@ class _Making:
             if (block / MANIFEST).is_file():
                 _skip(own)
                 continue
-            with _claimed(block.with_suffix(".claim")) as is_ours:
+            with claimed(block.with_suffix(".claim")) as is_ours:
                 if is_ours and not (block / MANIFEST).is_file():
                     self._encode_block(block, own, workers)
                 else:
@@ -232,20 +207,19 @@ class _Making:
         for part in workers.encode(rows):
             parts.append(part)
             self._progress.update(part.counts["rows"])
-        with new_folder(block) as folder:
-            columns = (part.columns for part in parts)
-            write_columns(folder, columns, self._encoding.masker.vocabulary_size, _sum(part.info() for part in parts))
+        self._write(block, (part.columns for part in parts), (part.info() for part in parts))
+
+    def _write(self, path: Path, parts: Iterable[TokenColumns], infos: Iterable[Mapping[str, Any]]) -> None:
+        with new_folder(path) as folder:
+            write_columns(folder, parts, self._encoding.masker.vocabulary_size, _sum(infos))
 
     def _join(self) -> bool:
         """Makes the folder of the blocks, unless somebody else does; returns whether it is there."""
-        with _claimed(self._work / "join.claim") as is_ours:
+        with claimed(self._work / "join.claim") as is_ours:
             if not is_ours or self._is_done():
                 return self._is_done()
             blocks = sorted(path for path in self._work.glob("block-*") if (path / MANIFEST).is_file())
-            infos = [json.loads((path / MANIFEST).read_text(encoding="utf-8")) for path in blocks]
-            with new_folder(self._final) as folder:
-                columns = (TokenColumns.open(path) for path in blocks)
-                write_columns(folder, columns, self._encoding.masker.vocabulary_size, _sum(infos))
+            self._write(self._final, map(TokenColumns.open, blocks), map(read_manifest, blocks))
         shutil.rmtree(self._work, ignore_errors=True)
         return True
 
@@ -255,7 +229,7 @@ def _skip(rows: Iterator[NumberedRow]) -> None:
         pass
 
 
-def _sum(infos: Any) -> dict[str, Any]:
+def _sum(infos: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The counts of several parts together."""
     counts, notes, stops = Counter[str](), Counter[str](), set[int]()
     bad: list[Any] = []
@@ -267,45 +241,6 @@ def _sum(infos: Any) -> dict[str, Any]:
     return {"counts": dict(counts), "notes": dict(notes), "bad": bad, "stop_token_ids": sorted(stops)}
 
 
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Whether this process got the claim; while it has it, it is heard of."""
-    if not _claim(path):
-        yield False
-        return
-    ended = threading.Event()
-
-    def be_heard() -> None:
-        while not ended.wait(STALE_AFTER_S / 10):
-            with contextlib.suppress(OSError):
-                os.utime(path)
-
-    thread = threading.Thread(target=be_heard, daemon=True)
-    thread.start()
-    try:
-        yield True
-    finally:
-        ended.set()
-        thread.join()
-        path.unlink(missing_ok=True)
-
-
-def _claim(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - path.stat().st_mtime > STALE_AFTER_S:
-            path.unlink(missing_ok=True)
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(f"{socket.gethostname()} (process {os.getpid()})")
-    except FileExistsError:
-        return False
-    except FileNotFoundError:
-        return False  # the work is done, and its folder gone
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from error
-    return True
-
-
 def usable_cache_folder(wanted: str | None, fallback: Path, environment: Mapping[str, str]) -> Path:
     """The folder for encoded conversations: that of the settings, else the user's cache, else `fallback`.
 
@@ -315,12 +250,13 @@ def usable_cache_folder(wanted: str | None, fallback: Path, environment: Mapping
     home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(wanted) if wanted else Path(home) / "cleansft"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+    except StorageError:
         if wanted:
-            raise StorageError(f"{folder} cannot be written: {error.strerror or error}.") from error
+            raise
         return fallback
     return folder

@@ -32,7 +32,6 @@ def main(words: Sequence[str]) -> int:
         rows=rows,
         columns=args.columns,
         max_length=_max_length(subject, is_for_programs=options.json),
-        truncation=args.truncation,
     )
     if options.json:
         _print_json(found)

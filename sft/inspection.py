@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sft.documents import Document
+from sft.encoding import documents_of
 from sft.formats import Conversation
-from sft.masking import Masker, MaskError
+from sft.masking import Masker
 from sft.rows import BadRow
 from sft.sources import read_conversations
 from sft.truncation import Truncation, fitted
@@ -87,17 +88,15 @@ def inspected(
     rows: range | None = None,
     columns: Mapping[str, str] | None = None,
     max_length: int | None = None,
-    truncation: Truncation = "right",
 ) -> Iterator[Inspected | Refused]:
     """The documents of rows, in order, and the refused rows in their places.
 
     Args:
         sources: files; their rows are numbered on from one to the next.
-        masker: tokenizer, template and what is trained.
+        masker: tokenizer, template, what is trained, and how longer documents are truncated.
         rows: which rows; by default all.
         columns: our column → the source's.
         max_length: tokens of a document; by default none is cut.
-        truncation: what happens to longer ones.
 
     Raises:
         DataError: a source cannot be read.
@@ -106,23 +105,19 @@ def inspected(
     numbered = enumerate(found)
     chosen = itertools.islice(numbered, rows.start, rows.stop) if rows is not None else numbered
     while batch := list(itertools.islice(chosen, ROWS_PER_BATCH)):
-        yield from _of_batch(batch, masker, max_length, truncation)
+        yield from _of_batch(batch, masker, max_length)
 
 
 def _of_batch(
-    batch: Sequence[tuple[int, Conversation | BadRow]], masker: Masker, max_length: int | None, truncation: Truncation
+    batch: Sequence[tuple[int, Conversation | BadRow]], masker: Masker, max_length: int | None
 ) -> Iterator[Inspected | Refused]:
-    made = iter(masker.encode([row for _, row in batch if isinstance(row, Conversation)]))
-    for number, row in batch:
-        if isinstance(row, BadRow):
-            yield Refused(number, row.source, row.reason)
+    for (number, row), made in zip(batch, documents_of([row for _, row in batch], masker), strict=True):
+        if isinstance(made, BadRow):
+            yield Refused(number, made.source, made.reason)
             continue
-        documents = next(made)
-        if isinstance(documents, MaskError):
-            yield Refused(number, row.source, str(documents))
-            continue
-        for index, document in enumerate(documents):
-            kept, cut = _kept(document, max_length, truncation)
+        assert isinstance(row, Conversation)
+        for index, document in enumerate(made):
+            kept, cut = _kept(document, max_length, masker.options.truncation)
             yield Inspected(number, index, row.source, row.format, document, kept, cut)
 
 
@@ -164,7 +159,7 @@ def pieces(view: Inspected, masker: Masker) -> list[Piece]:
         known = masker.decode(ids[before:start])
         text = masker.decode(ids[before : index + 1])
         is_open = text.endswith("\ufffd") and index + 1 - start < _MAX_PENDING and index + 1 < len(ids)
-        if is_open and _alike(view, index, index + 1, masker):
+        if is_open and _alike(document, kept, index, index + 1) and not masker.is_control(ids[index + 1]):
             continue
         weight = 1.0 if document.weights is None else float(document.weights[index])
         found.append(
@@ -182,8 +177,7 @@ def pieces(view: Inspected, masker: Masker) -> list[Piece]:
     return found
 
 
-def _alike(view: Inspected, first: int, second: int, masker: Masker) -> bool:
-    """Whether two tokens may be shown as one piece."""
-    document = view.document
-    same_fate = bool(document.trained[first]) == bool(document.trained[second])
-    return same_fate and not masker.is_control(int(document.input_ids[second]))
+def _alike(document: Document, kept: Set[int], first: int, second: int) -> bool:
+    """Whether what is shown of one token holds for the other too."""
+    same_trained = bool(document.trained[first]) == bool(document.trained[second])
+    return same_trained and (first in kept) == (second in kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from sft.rows import BadRow, BadRows, Row
 from sft.table_rows import arrow_rows, hub_rows, parquet_rows
 from sft.text_rows import csv_rows, json_rows, opened, reason
 
-__all__ = ["BadRow", "BadRows", "Row", "num_times", "read_conversations", "read_rows", "source_files"]
+__all__ = ["BadRow", "BadRows", "Row", "read_conversations", "read_rows", "source_files"]
 
 _KINDS = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet",
@@ -189,17 +188,3 @@ def _file_rows(path: Path) -> Iterator[Row | BadRow]:
     if kind is None and text[:1] not in (b"{", b"["):
         raise DataError(f"{path}: is no data file that is known; it must be JSON, JSON Lines, CSV, Parquet or Arrow.")
     return json_rows(path, lines_expected=kind == "jsonl")
-
-
-def num_times(index: int, times: float) -> int:
-    """How often a row is seen in an epoch of which its source is to be seen `times` times: 2.5 gives every row 2, and
-    half of the rows, spread evenly over the source, 1 more. The same for the same index, whatever the source's size.
-
-    Args:
-        index: the row's position in its source.
-        times: greater than 0.
-    """
-    whole = math.floor(times)
-    # Multiples of the golden ratio fill the unit interval evenly from any start to any end, and follow no pattern that
-    # the order of a file may have, as every second row would.
-    return whole + ((index * 0.6180339887498949) % 1.0 < times - whole)

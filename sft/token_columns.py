@@ -13,10 +13,11 @@ manifest.json  sizes, and what was counted on the way
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from sft.errors import StorageError
 from sft.storage import storage_errors, write_json
 
 MANIFEST = "manifest.json"
+_COPIED_BYTES = 1 << 24
 _PER_DOCUMENT = {"lengths": np.int32, "num_trained": np.int32, "offsets": np.int64, "rows": np.int64}
 
 
@@ -49,18 +51,17 @@ class TokenColumns(Sequence[Document]):
             documents: in order.
             rows: the source's row of each.
         """
+
+        def column(values: Iterable[Any], dtype: Any) -> NDArray[Any]:
+            return np.concatenate([np.zeros(0, dtype), *(np.asarray(each, dtype) for each in values)])
+
         lengths = np.array([len(document) for document in documents], dtype=np.int32)
         weighted = any(document.weights is not None for document in documents)
-        ids = [np.asarray(document.input_ids, dtype=np.uint32) for document in documents]
-        trained = [np.asarray(document.trained, dtype=np.uint8) for document in documents]
-        weights = [
-            flags.astype(np.float32) if document.weights is None else np.asarray(document.weights, dtype=np.float32)
-            for document, flags in zip(documents, trained if weighted else [], strict=False)
-        ]
+        weights = (document.trained if document.weights is None else document.weights for document in documents)
         return cls(
-            np.concatenate(ids) if ids else np.zeros(0, dtype=np.uint32),
-            np.concatenate(trained) if trained else np.zeros(0, dtype=np.uint8),
-            np.concatenate(weights) if weights else None,
+            column((document.input_ids for document in documents), np.uint32),
+            column((document.trained for document in documents), np.uint8),
+            column(weights, np.float32) if weighted else None,
             lengths,
             np.array([document.num_trained_tokens for document in documents], dtype=np.int32),
             np.cumsum(lengths, dtype=np.int64) - lengths,
@@ -74,8 +75,8 @@ class TokenColumns(Sequence[Document]):
         Raises:
             StorageError: a file has not the size that the manifest says.
         """
-        with storage_errors(folder):
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest(folder)
+        with _reading(folder):
 
             def column(name: str, dtype: Any) -> NDArray[Any]:
                 path, size = folder / f"{name}.bin", manifest["bytes"][name]
@@ -100,6 +101,26 @@ class TokenColumns(Sequence[Document]):
         return Document(self.ids[start:end].astype(np.int32), self.trained[start:end].astype(bool), weights)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest of a folder of columns holds.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with _reading(folder):
+        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return found
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise StorageError(f"{folder} cannot be read: {reason}. Delete it; it is made anew.") from error
+
+
 def write_columns(folder: Path, parts: Iterable[TokenColumns], vocabulary_size: int, info: Mapping[str, Any]) -> None:
     """Writes the columns of all parts, one after the other, to a folder that is there and empty; the manifest last.
 
@@ -122,7 +143,7 @@ def write_columns(folder: Path, parts: Iterable[TokenColumns], vocabulary_size: 
             for part in parts:
                 if part.weights is not None and not weighted:
                     weighted = True
-                    _trained_so_far(folder, files["trained"]).astype(np.float32).tofile(files["weights"])
+                    _write_trained_as_weights(folder, files)
                 if weighted:
                     (part.trained if part.weights is None else part.weights).astype(np.float32).tofile(files["weights"])
                 part.ids.astype(dtype).tofile(files["ids"])
@@ -140,6 +161,9 @@ def write_columns(folder: Path, parts: Iterable[TokenColumns], vocabulary_size: 
     write_json(folder / MANIFEST, {"ids": dtype.name, "bytes": sizes, **info})
 
 
-def _trained_so_far(folder: Path, file: Any) -> NDArray[np.uint8]:
-    file.flush()
-    return np.fromfile(folder / "trained.bin", dtype=np.uint8)
+def _write_trained_as_weights(folder: Path, files: Mapping[str, BinaryIO]) -> None:
+    """Catches up with the weights of what is written already, none of which had any of its own."""
+    files["trained"].flush()
+    with (folder / "trained.bin").open("rb") as written:
+        while flags := written.read(_COPIED_BYTES):
+            np.frombuffer(flags, dtype=np.uint8).astype(np.float32).tofile(files["weights"])

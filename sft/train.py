@@ -147,14 +147,17 @@ def _dataset(
 
     folder = usable_cache_folder(args.dataset_cache_dir, Path(args.output_dir) / "cache", os.environ)
     columns = tuple(sorted(args.columns.items()))
+    bad_rows = BadRows(args.on_bad_row, args.max_bad_rows)
     data = ConversationDataset.from_sources(
         {Source(name, columns, max_rows): times for name, times in files.items()},
-        Encoding(masker, args.max_length, args.truncation),
+        Encoding(masker, args.max_length),
         EncodingCache(folder, lambda text: _say(world, text)),
         num_processes=args.dataset_num_proc or len(os.sched_getaffinity(0)),
         makes=world.local_rank == 0,
-        bad_rows=BadRows(args.on_bad_row, args.max_bad_rows),
+        bad_rows=bad_rows,
     )
+    if bad_rows.count:
+        _say(world, f"skipped:\n{bad_rows.report()}")
     _say(world, f"{', '.join(files)}: {data.summary}")
     return data
 

@@ -27,7 +27,7 @@ LAYERS = {
         "table_rows packing",
         "sources masks",
         "masking model optimizer history",
-        "batching truncation token_columns",
+        "batching truncation token_columns claims",
         "encoding",
         "encoding_cache",
         "dataset",

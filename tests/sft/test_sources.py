@@ -15,10 +15,11 @@ import pyarrow
 import pytest
 from pyarrow import ipc, parquet
 
+from sft.dataset import num_times
 from sft.errors import DataError
 from sft.formats import Conversation
 from sft.rows import BadRow, BadRows, Row
-from sft.sources import num_times, read_conversations, read_rows, source_files
+from sft.sources import read_conversations, read_rows, source_files
 from sft.table_rows import hub_rows
 
 BOM = b"\xef\xbb\xbf"
@@ -373,7 +374,7 @@ def test_what_the_datasets_library_loads(tmp_path: Path, monkeypatch: pytest.Mon
     ("times", "num_rows"), [(1, 1000), (2, 2000), (0.5, 500), (2.5, 2500), (0.001, 1), (3.9, 3900)]
 )
 def test_a_source_is_seen_as_often_as_it_is_to_be(times: float, num_rows: int) -> None:
-    seen = [num_times(index, times) for index in range(1000)]
+    seen = num_times(range(1000), times).tolist()
     assert abs(sum(seen) - num_rows) <= 2
     assert set(seen) <= {int(times), int(times) + 1}
     for start in range(0, 1000, 100):  # evenly over the source, and over what every second row may have in common

@@ -6,20 +6,23 @@ import json
 import multiprocessing
 import os
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny import TOKENIZER, write_conversations
 
+import sft.claims
 import sft.encoding_cache
 from sft.config import ROOT
 from sft.dataset import ConversationDataset
 from sft.documents import Document
-from sft.encoding import Encoding
+from sft.encoding import ROWS_PER_BATCH, Encoding, Workers
 from sft.encoding_cache import EncodingCache, Source, cache_key, usable_cache_folder
-from sft.errors import DataError, StorageError
+from sft.errors import DataError, SftError, StorageError
 from sft.masking import Masker, MaskOptions
 from sft.rows import BadRows
 from sft.sources import read_conversations
@@ -171,7 +174,7 @@ def test_the_claim_of_a_dead_maker_is_taken_over(tmp_path: Path, monkeypatch: py
     work.mkdir(parents=True)
     claim = work / "block-00000.claim"
     claim.write_text("a machine that is gone")
-    long_ago = time.time() - 2 * sft.encoding_cache.STALE_AFTER_S
+    long_ago = time.time() - 2 * sft.claims.STALE_AFTER_S
     os.utime(claim, (long_ago, long_ago))
     assert len(dataset(source, tmp_path / "cache", how)) == 5
 
@@ -183,6 +186,14 @@ def test_worker_processes_give_what_one_process_gives(tmp_path: Path) -> None:
     assert same(one, two)
     assert one.counts == two.counts
     assert one.stop_token_ids == two.stop_token_ids
+
+
+def test_a_worker_that_is_ended_from_outside_ends_the_run() -> None:
+    """As the kernel ends processes where memory runs out; `max` asks for the key of the first row."""
+    ended: Any = SimpleNamespace(encode=partial(max, key=os._exit))
+    rows: Any = [9] * (4 * ROWS_PER_BATCH)
+    with Workers(ended, 2) as workers, pytest.raises(SftError, match=r"ended from outside.*dataset_num_proc"):
+        list(workers.encode(rows))
 
 
 def test_a_file_that_lost_its_end_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -204,6 +215,16 @@ def test_bad_rows_are_told_with_their_places_or_skipped_up_to_the_limit(tmp_path
     assert (len(found), found.counts["rows"], found.counts["bad rows"]) == (5, 7, 2)
     with pytest.raises(DataError, match="more than max_bad_rows: 1"):
         dataset(source, tmp_path / "cache", how, bad_rows=BadRows("skip", 1))
+
+
+def test_bad_rows_and_names_with_half_characters_are_kept_too(tmp_path: Path) -> None:
+    source, how = write_conversations(tmp_path / os.fsdecode(b"a \xff.jsonl"), 5), encoding()
+    with source.open("a") as file:
+        file.write('{"messages": [{"role": "\\ud800", "content": "q"}]}\n')
+    for _ in range(2):
+        bad_rows = BadRows("skip", 1)
+        assert len(dataset(source, tmp_path / "cache", how, bad_rows=bad_rows)) == 5
+        assert "a \udcff.jsonl:6: messages[0].role is '\ud800'" in bad_rows.report()
 
 
 def test_sources_are_seen_as_often_as_they_are_said_to_be(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny import QWEN3, losses, tiny_args, write_conversations
 
-from sft.config import Args
+from sft.config import Args, LoraArgs
+from sft.dataset import num_times
 from sft.errors import CheckpointError, DataError, NonFiniteError
 from sft.optimizer import learning_rate_at
 from sft.train import run_training, train_with
@@ -43,6 +44,28 @@ def test_a_run_learns_and_writes_everything(args: Args) -> None:
     assert json.loads(Path(args.output_dir, "arguments.json").read_text())["max_steps"] == 20
     kept = sorted(path.name for path in Path(args.output_dir, "checkpoints").iterdir())
     assert kept == ["step-00000016", "step-00000020"]
+
+
+def test_packing_truncation_sources_adapters_and_skipped_rows_go_together(
+    args: Args, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path(str(args.train_file)).open("a") as file:
+        file.write('{"messages": []}\n{"prompt": "x"\n')
+    sources = {str(args.train_file): 1.0, str(tmp_path / "eval.jsonl"): 2.5}
+    more: dict[str, Any] = {"packing": True, "max_length": 64, "truncation": "left", "on_bad_row": "skip"}
+    lora = LoraArgs(r=4, merge=True)
+    train_with(replace(args, train_file=None, train_files=sources, lora=lora, max_steps=3, **more))
+    out = capsys.readouterr().out
+    assert f"skipped:\n{args.train_file}:13: `messages` is an empty list" in out
+    assert f"{args.train_file}:14:" in out
+    assert "truncated, 2 bad rows" in out
+    num_seen = 12 + 2 * 3 + sum(num_times(range(3), 2.5) > 2)
+    assert f"2 packed rows of 64 tokens × 1 accumulation = 2 per step; {num_seen} documents" in out
+    found = [record["loss"] for record in records(args, "train")]
+    assert len(found) == 3
+    assert all(0 < loss < 10 for loss in found)
+    assert (Path(args.output_dir) / "adapter_model.safetensors").is_file()
+    assert (Path(args.output_dir) / "merged" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"per_device_train_batch_size": 1}])
