@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +14,19 @@ from typing import Any
 
 from sft.documents import Document
 from sft.errors import SftError
-from sft.formats import Conversation
+from sft.formats import Columns, Conversation
 from sft.masking import Masker, MaskError
 from sft.rows import BadRow
+from sft.sources import Unparsed, conversation_or_bad
 from sft.token_columns import TokenColumns, read_manifest
 from sft.truncation import fitted
 
 ROWS_PER_BATCH = 256
 """Rows that a worker encodes at a time."""
 
-NumberedRow = tuple[int, "Conversation | BadRow"]
+Numbered = tuple[int, Unparsed]
+_QUEUED = 3
+"""Batches that wait for each process, so that none is idle."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Encoding:
     masker: Masker
     max_length: int
 
-    def encode(self, rows: Sequence[NumberedRow]) -> Encoded:
-        """The documents of some rows, in their order."""
+    def encode(self, rows: Sequence[tuple[int, Conversation | BadRow]]) -> Encoded:
+        """The documents of some numbered rows, in their order."""
         counts, notes = Counter({"rows": len(rows)}), Counter[str]()
         bad: list[BadRow] = []
         documents: list[Document] = []
@@ -102,12 +105,31 @@ class Encoding:
         return Encoded(columns, bad, counts, notes, frozenset(self.masker.stop_token_ids))
 
 
-class Workers:
-    """Processes that encode; started when there is enough to do for them."""
+@dataclass(frozen=True)
+class Task:
+    """How the rows of a source become documents; it is sent to other processes."""
 
-    def __init__(self, encoding: Encoding, num_processes: int) -> None:
-        self._encoding = encoding
-        self._num_processes = num_processes
+    encoding: Encoding
+    columns: tuple[tuple[str, str], ...] = ()
+    """Our column, the source's."""
+
+    def encode(self, rows: Sequence[Numbered]) -> Encoded:
+        """The documents of some rows, which are parsed here."""
+        names = Columns(dict(self.columns))
+        return self.encoding.encode([(number, conversation_or_bad(row, names)) for number, row in rows])
+
+
+class Workers:
+    """This process and others beside it, which encode; those are started when there is enough to do for them."""
+
+    def __init__(self, task: Task, num_processes: int) -> None:
+        """
+        Args:
+            task: what they do.
+            num_processes: this one counted in.
+        """
+        self._task = task
+        self._num_others = num_processes - 1
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -117,45 +139,57 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def encode(self, rows: Iterable[NumberedRow]) -> Iterator[Encoded]:
+    def encode(self, rows: Iterable[Numbered]) -> Iterator[Encoded]:
         """The rows in batches, in their order.
 
         Raises:
             SftError: a process was ended from outside.
         """
         batches = _batched(rows, ROWS_PER_BATCH)
-        first = list(itertools.islice(batches, 2 * self._num_processes))
-        if self._pool is None and (self._num_processes == 1 or len(first) < 2 * self._num_processes):
-            yield from map(self._encoding.encode, itertools.chain(first, batches))
+        first = list(itertools.islice(batches, 2 * (self._num_others + 1)))
+        everything = itertools.chain(first, batches)
+        if self._num_others == 0 or (self._pool is None and len(first) < 2 * (self._num_others + 1)):
+            yield from map(self._task.encode, everything)
             return
         if self._pool is None:
             # A process that may hold a GPU or run threads must not be forked.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._num_processes, context, _start, (self._encoding,))
+            self._pool = ProcessPoolExecutor(self._num_others, context, _start, (self._task,))
         try:
-            pending = deque(self._pool.submit(_encode, batch) for batch in first)
-            while pending:
-                encoded = pending.popleft().result()
-                pending.extend(self._pool.submit(_encode, batch) for batch in itertools.islice(batches, 1))
-                yield encoded
+            yield from self._shared(everything, self._pool)
         except BrokenProcessPool as error:
             remedy = "Give the node more memory, or encode with fewer processes: dataset_num_proc."
             raise SftError(f"a process that encodes was ended from outside, as for want of memory. {remedy}") from error
 
+    def _shared(self, batches: Iterable[list[Numbered]], pool: ProcessPoolExecutor) -> Iterator[Encoded]:
+        """The batches, in their order, this process taking those for which the others have no room."""
+        pending: deque[Future[Encoded]] = deque()
+        for batch in batches:
+            if sum(not future.done() for future in pending) < _QUEUED * self._num_others:
+                pending.append(pool.submit(_encode, batch))
+            else:
+                own: Future[Encoded] = Future()
+                own.set_result(self._task.encode(batch))
+                pending.append(own)
+            while pending and pending[0].done():
+                yield pending.popleft().result()
+        for future in pending:
+            yield future.result()
 
-_ENCODING: list[Encoding] = []
+
+_TASK: list[Task] = []
 """The worker's own."""
 
 
-def _start(encoding: Encoding) -> None:
-    _ENCODING[:] = [encoding]
+def _start(task: Task) -> None:
+    _TASK[:] = [task]
 
 
-def _encode(rows: Sequence[NumberedRow]) -> Encoded:
-    return _ENCODING[0].encode(rows)
+def _encode(rows: Sequence[Numbered]) -> Encoded:
+    return _TASK[0].encode(rows)
 
 
-def _batched(rows: Iterable[NumberedRow], size: int) -> Iterator[list[NumberedRow]]:
+def _batched(rows: Iterable[Numbered], size: int) -> Iterator[list[Numbered]]:
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -24,9 +24,9 @@ import tokenizers
 from tqdm import tqdm
 
 from sft.claims import claimed
-from sft.encoding import Encoded, Encoding, NumberedRow, Workers
+from sft.encoding import Encoded, Encoding, Numbered, Task, Workers
 from sft.errors import StorageError
-from sft.sources import read_conversations, read_rows, source_files
+from sft.sources import read_rows, source_files, unparsed_rows
 from sft.storage import new_folder, storage_errors
 from sft.token_columns import MANIFEST, TokenColumns, read_manifest, write_columns
 
@@ -44,9 +44,9 @@ class Source:
     columns: tuple[tuple[str, str], ...] = ()
     max_rows: int | None = None
 
-    def rows(self) -> Iterator[NumberedRow]:
-        """The conversations with their numbers."""
-        return enumerate(read_conversations(self.name, dict(self.columns), self.max_rows))
+    def rows(self) -> Iterator[Numbered]:
+        """The rows with their numbers, not parsed."""
+        return enumerate(itertools.islice(unparsed_rows(self.name), self.max_rows))
 
 
 def cache_key(source: Source, encoding: Encoding, hashes: Path | None = None) -> str:
@@ -164,7 +164,7 @@ class _Making:
         with storage_errors(self._work):
             self._work.mkdir(parents=True, exist_ok=True)
         said = time.monotonic()
-        with Workers(self._encoding, self._num_processes) as workers, self._progress:
+        with Workers(Task(self._encoding, self._source.columns), self._num_processes) as workers, self._progress:
             while not self._is_done():
                 if self._encode_what_is_free(workers) and self._join():
                     return
@@ -202,7 +202,7 @@ class _Making:
                     complete = complete and (block / MANIFEST).is_file()
         return complete
 
-    def _encode_block(self, block: Path, rows: Iterator[NumberedRow], workers: Workers) -> None:
+    def _encode_block(self, block: Path, rows: Iterator[Numbered], workers: Workers) -> None:
         parts: list[Encoded] = []
         for part in workers.encode(rows):
             parts.append(part)
@@ -224,7 +224,7 @@ class _Making:
         return True
 
 
-def _skip(rows: Iterator[NumberedRow]) -> None:
+def _skip(rows: Iterator[Numbered]) -> None:
     for _ in rows:
         pass
 

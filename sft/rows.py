@@ -16,6 +16,16 @@ _MAX_REASONS = 1000
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of JSON Lines that is not parsed yet."""
+
+    file: str
+    number: int
+    """From 1."""
+    text: bytes
+
+
+@dataclass(frozen=True)
 class Row:
     """One value of a file: a row, if the file is right."""
 

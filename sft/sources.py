@@ -13,9 +13,9 @@ from typing import NoReturn
 from sft.config import looks_like_a_path
 from sft.errors import DataError
 from sft.formats import Columns, Conversation, conversation
-from sft.rows import BadRow, BadRows, Row
+from sft.rows import BadRow, BadRows, Line, Row
 from sft.table_rows import arrow_rows, hub_rows, parquet_rows
-from sft.text_rows import csv_rows, json_rows, opened, reason
+from sft.text_rows import csv_rows, json_rows, opened, parsed_line, reason
 
 __all__ = ["BadRow", "BadRows", "Row", "read_conversations", "read_rows", "source_files"]
 
@@ -51,6 +51,9 @@ _FOREIGN = (
 """First bytes → what such a file is, and what to do about it."""
 _log = logging.getLogger(__name__)
 
+Unparsed = Line | Row | BadRow
+"""A row as its file's reader gives it."""
+
 
 def read_conversations(
     name: str, columns: Mapping[str, str] | None = None, max_rows: int | None = None
@@ -66,19 +69,35 @@ def read_conversations(
         DataError: the source cannot be read.
     """
     names = Columns(columns)
-    for row in itertools.islice(read_rows(name), max_rows):
-        if isinstance(row, BadRow):
-            yield row
-            continue
-        try:
-            found: Conversation | BadRow = conversation(row.value, row.source, names)
-        except DataError as error:
-            found = BadRow(row.source, str(error))
-        yield found
+    for row in itertools.islice(unparsed_rows(name), max_rows):
+        yield conversation_or_bad(row, names)
+
+
+def conversation_or_bad(row: Unparsed, columns: Columns) -> Conversation | BadRow:
+    """The conversation that a row is, or why it is none."""
+    row = parsed(row)
+    if isinstance(row, BadRow):
+        return row
+    try:
+        return conversation(row.value, row.source, columns)
+    except DataError as error:
+        return BadRow(row.source, str(error))
 
 
 def read_rows(name: str) -> Iterator[Row | BadRow]:
-    """The rows of a source. Only JSON that is one value is loaded whole; everything else is streamed.
+    """The rows of a source, as `unparsed_rows` has them."""
+    return map(parsed, unparsed_rows(name))
+
+
+def parsed(row: Unparsed) -> Row | BadRow:
+    """A row, where it was only a line."""
+    return parsed_line(row) if isinstance(row, Line) else row
+
+
+def unparsed_rows(name: str) -> Iterator[Unparsed]:
+    """The rows of a source; lines of JSON Lines as they are, so that another process may parse them.
+
+    Only JSON that is one value is loaded whole; everything else is streamed.
 
     Args:
         name: a file (JSON, JSON Lines, CSV and TSV, also .gz and .zst; Parquet; Arrow), a folder of such files, or what
@@ -162,7 +181,7 @@ def _kind(path: Path) -> str | None:
     return _KINDS.get(name.suffix.lower())
 
 
-def _file_rows(path: Path) -> Iterator[Row | BadRow]:
+def _file_rows(path: Path) -> Iterator[Unparsed]:
     """The rows of one file: what it is, its first bytes say where they can, else its name."""
     with opened(path) as file:
         head = file.read(512)

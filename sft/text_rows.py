@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 from sft import strict_json
 from sft.config import COLUMNS
 from sft.errors import DataError
-from sft.rows import BadRow, Row
+from sft.rows import BadRow, Line, Row
 from sft.values import kind
 
 MAX_LINE_BYTES = 256 * 2**20
@@ -63,8 +63,8 @@ def reason(error: Exception) -> str:
     return words.splitlines()[0].rstrip(".")
 
 
-def json_rows(path: Path, *, lines_expected: bool) -> Iterator[Row | BadRow]:
-    """The rows of JSON Lines, which are streamed, or of one JSON value, which is loaded.
+def json_rows(path: Path, *, lines_expected: bool) -> Iterator[Line | Row]:
+    """The lines of JSON Lines, which are streamed, or the rows of one JSON value, which is loaded.
 
     Which of the two the file is, its first line says; the log tells when the name says otherwise.
 
@@ -93,7 +93,7 @@ def json_rows(path: Path, *, lines_expected: bool) -> Iterator[Row | BadRow]:
         if has_lines:
             name = str(path)
             for number, line in itertools.chain(head, lines):
-                yield _row(name, number, line)
+                yield Line(name, number, line)
             return
     yield from _rows_of_value(path, lines_expected)
 
@@ -127,8 +127,9 @@ def _opens_a_value(line: bytes) -> bool:
     return text == b"{" or text.startswith(b"[")
 
 
-def _row(name: str, number: int, line: bytes) -> Row | BadRow:
-    source = f"{name}:{number}"
+def parsed_line(stated: Line) -> Row | BadRow:
+    """The row that a line holds, or why it holds none."""
+    source, line = f"{stated.file}:{stated.number}", stated.text
     if len(line) > MAX_LINE_BYTES:
         return BadRow(
             source, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; a row must be on a line of its own."
