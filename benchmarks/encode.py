@@ -27,7 +27,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sft.documents import Document  # noqa: E402
 from sft.encoding import Encoding  # noqa: E402
 from sft.encoding_cache import EncodingCache, Source  # noqa: E402
 from sft.formats import Conversation  # noqa: E402
@@ -53,16 +52,15 @@ def main() -> None:
             taken.setdefault("ours, two processes", []).append(ours(options, place / f"two{number}", 2))
             if peer is not None:
                 taken.setdefault("TRL", []).append(peer.round())
+        compared = "TRL was not measured: no --trl" if peer is None else peer.comparison(masker, conversations)
     medians = {name: statistics.median(values) for name, values in taken.items()}
     print(f"\n{'':22}{'tokens/s':>12}{'× raw':>8}{'× TRL':>8}")
     for name, seconds in medians.items():
         trl = f"{medians['TRL'] / seconds:8.2f}" if "TRL" in medians else f"{'–':>8}"
-        print(f"{name:22}{num_tokens / seconds:12,.0f}{medians['raw encode_batch'] / seconds:8.2f}{trl}")
+        made = peer.num_tokens if peer is not None and name == "TRL" else num_tokens
+        print(f"{name:22}{made / seconds:12,.0f}{medians['raw encode_batch'] / seconds:8.2f}{trl}")
     print(f"two processes ÷ one: {medians['ours, one process'] / medians['ours, two processes']:.2f}")
-    if peer is None:
-        print("TRL was not measured: no --trl")
-    else:
-        print(peer.comparison(masker, conversations[0]))
+    print(compared)
 
 
 def arguments() -> argparse.Namespace:
@@ -133,6 +131,8 @@ class Peer:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self._answer: dict[str, Any] = {}
+        self._made = Path(f"{rows}.trl")
+        self._until("READY")  # its imports would slow the first round of the others
 
     def round(self) -> float:
         """Seconds of TRL's preparation."""
@@ -140,22 +140,36 @@ class Peer:
         assert self._process.stdout is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
+        self._answer = json.loads(self._until("RESULT "))
+        return float(self._answer["seconds"])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that TRL made of the rows."""
+        return int(self._answer["tokens"])
+
+    def _until(self, start: str) -> str:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("RESULT "):
-                self._answer = json.loads(line.removeprefix("RESULT "))
-                return float(self._answer["seconds"])
+            if line.startswith(start):
+                return line.removeprefix(start)
         raise SystemExit("TRL's process ended; run benchmarks/encode_trl.py by hand to see why")
 
-    def comparison(self, masker: Masker, first: Conversation) -> str:
-        """Whether TRL's first row is ours."""
-        (document,) = masker.documents(first)
-        document = Document(list(document.input_ids), list(document.trained))
-        same_ids = self._answer["first_ids"] == document.input_ids
-        same_mask = same_ids and [bool(flag) for flag in self._answer["first_mask"]] == document.trained
-        trained = f"TRL trains {self._answer['trained']:,} of {self._answer['tokens']:,} tokens"
-        if same_mask:
-            return f"{trained}; ids and mask of its first row are ours"
-        return f"{trained}; its first row differs from ours in {'its mask' if same_ids else 'its ids'}"
+    def comparison(self, masker: Masker, conversations: list[Conversation]) -> str:
+        """On how many rows TRL's ids and masks are ours, and where they first differ."""
+        made = json.loads(self._made.read_text(encoding="utf-8"))
+        other_ids, other_masks = [], []
+        for conversation, found, (ids, mask) in zip(conversations, masker.encode(conversations), made, strict=True):
+            assert isinstance(found, list), f"{conversation.source}: {found}"
+            if list(found[0].input_ids) != ids:
+                other_ids.append(conversation.source)
+            elif [int(flag) for flag in found[0].trained] != mask:
+                other_masks.append(conversation.source)
+        said = [f"TRL trains {self._answer['trained']:,} of {self._answer['tokens']:,} tokens"]
+        for what, sources in (("ids", other_ids), ("mask", other_masks)):
+            where = f", first {sources[0]}" if sources else ""
+            said.append(f"its {what} differ on {len(sources):,} of {len(made):,} rows{where}")
+        return "; ".join(said)
 
 
 if __name__ == "__main__":

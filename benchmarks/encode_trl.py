@@ -42,6 +42,7 @@ def main(rows_file: str, tokenizer_file: str, template_file: str, rounds: str) -
         return prepared
 
     SFTTrainer._prepare_dataset = timed
+    print("READY", flush=True)
     sys.stdin.readline()
     for _ in range(int(rounds)):
         with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +60,8 @@ def main(rows_file: str, tokenizer_file: str, template_file: str, rounds: str) -
         else:
             masks = [[int(label != -100) for label in labels] for labels in data["labels"]]
         answer = {"seconds": taken[-1], "tokens": sum(map(len, ids)), "trained": sum(map(sum, masks))}
-        answer |= {"first_ids": ids[0], "first_mask": masks[0]}
+        rows_made = [[list(row), [int(flag) for flag in mask]] for row, mask in zip(ids, masks, strict=True)]
+        Path(rows_file + ".trl").write_text(json.dumps(rows_made), encoding="utf-8")
         print("RESULT " + json.dumps(answer), flush=True)
         sys.stdin.readline()
 
