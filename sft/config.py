@@ -89,8 +89,9 @@ class Args:
     """A Jinja file, or `chatml` for the bundled one; by default the tokenizer's own template."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
-    attn_implementation: str = "sdpa"
-    """transformers' attention implementation."""
+    attn_implementation: str = "auto"
+    """`auto`: attention per document, without padding or masks, where the model is found to allow it, else its default;
+    or one of transformers' implementations (`sdpa`, `eager`, `flash_attention_2`)."""
 
     # Data
     train_file: str | None = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sft.batching import Batch
 from sft.config import Args
 from sft.engine import TensorKind, adamw_state, require_finite
-from sft.loss import sum_of_token_losses
+from sft.loss import LossModule
 from sft.optimizer import set_learning_rate
 from sft.world import World
 
@@ -89,18 +89,19 @@ class DeepSpeedEngine:
         """
         deepspeed = initialize_deepspeed(world)
         self.model = model
+        self.loss_module = LossModule(model)
         self._world = world
         self._stage = zero_stage(config)
         self._gathered = deepspeed.zero.GatheredParameters
         self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=config, dist_init_required=False
+            model=self.loss_module, optimizer=optimizer, config=config, dist_init_required=False
         )
         self._parameters = dict(model.named_parameters())
         self._steps_own_optimizer = self._engine.optimizer is optimizer
 
     def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(is_last)
-        loss_sum = sum_of_token_losses(self._engine, batch)
+        loss_sum: Tensor = self._engine(batch)
         # DeepSpeed averages gradients over ranks; our loss is already divided by the weight of all ranks.
         self._engine.backward(loss_sum * (self._world.size / total_weight), scale_wrt_gas=False)
         return loss_sum.detach()
@@ -119,7 +120,13 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        return sum_of_token_losses(self._engine, batch)
+        found: Tensor = self._engine(batch)
+        return found
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        found: Tensor = self._engine(batch, only_logits=True)
+        return found
 
     @torch.no_grad()
     def gather(self, name: str, kind: TensorKind) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sft.batching import Batch
 from sft.errors import NonFiniteError
-from sft.loss import sum_of_token_losses
+from sft.loss import LossModule
 from sft.optimizer import set_learning_rate
 from sft.world import World
 
@@ -35,6 +35,8 @@ class Engine(Protocol):
 
     model: Any
     """The transformers (or peft) model whose parameters and configuration these are."""
+    loss_module: LossModule
+    """The model with its loss: what runs."""
 
     def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         """Runs forward and backward of one micro-batch and adds up gradients.
@@ -58,6 +60,9 @@ class Engine(Protocol):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """The batch's sum of token losses, without gradients."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The model's logits, (rows, tokens, vocabulary), without gradients."""
 
     def gather(self, name: str, kind: TensorKind) -> Tensor:
         """One parameter's tensor, whole, on every rank (a collective). Only one is whole at a time."""
@@ -85,18 +90,19 @@ class TorchEngine:
             fsdp: shard by FSDP2 instead of replicating by DDP.
         """
         self.model = model
+        self.loss_module = LossModule(model)
         self._world = world
         self._max_grad_norm = max_grad_norm
         self._fsdp = fsdp
         self._autocast = bf16 and not fsdp
         if fsdp:
-            _shard(model, bf16)
+            _shard(self.loss_module, bf16)
         model.to(world.device)
-        self._forward: nn.Module = model
+        self._forward: nn.Module = self.loss_module
         if world.is_distributed and not fsdp:
             device_ids = [world.device.index] if world.device.type == "cuda" else None
             self._forward = DistributedDataParallel(
-                model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.loss_module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         self._parameters = dict(model.named_parameters())
         self.optimizer: torch.optim.Optimizer = optimizer_factory(model)
@@ -104,7 +110,7 @@ class TorchEngine:
     def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         with self._gradient_sync(is_last):
             with self._computing():
-                loss_sum = sum_of_token_losses(self._forward, batch)
+                loss_sum: Tensor = self._forward(batch)
             # DDP and FSDP2 average gradients over ranks; our loss is already divided by the weight of all ranks.
             torch.autograd.backward(loss_sum * (self._world.size / total_weight))
         return loss_sum.detach()
@@ -122,7 +128,14 @@ class TorchEngine:
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
         with self._computing():
-            return sum_of_token_losses(self.model, batch)
+            found: Tensor = self.loss_module(batch)
+        return found
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        with self._computing():
+            found: Tensor = self.loss_module(batch, only_logits=True)
+        return found
 
     @torch.no_grad()
     def gather(self, name: str, kind: TensorKind) -> Tensor:
@@ -156,17 +169,17 @@ class TorchEngine:
             with self._forward.no_sync():
                 yield
             return
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(is_last)
+        if isinstance(self._forward, FSDPModule):
+            self._forward.set_requires_gradient_sync(is_last)
         yield
 
 
-def _shard(model: Any, bf16: bool) -> None:
+def _shard(module: LossModule, bf16: bool) -> None:
     """Applies FSDP2 to each decoder layer and then to the rest."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
-    for layer in decoder_layers(model):
+    for layer in decoder_layers(module):
         fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    fully_shard(module, mp_policy=policy)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

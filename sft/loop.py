@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sft.batching import Batch, collate_packed
+from sft.batching import Batch, collate_flat, collate_packed
 from sft.checkpoint import Checkpoints, RunState
 from sft.config import Args
 from sft.dataset import ConversationDataset
 from sft.engine import Engine, require_finite
 from sft.history import History
+from sft.model_check import Form, prepare_model
 from sft.optimizer import learning_rate_at
 from sft.packing import TrainingRows, row_costs
-from sft.packing_check import refuse_if_packing_leaks
 from sft.sharding import rank_batches, steps_per_epoch
 from sft.world import World
 
@@ -85,8 +85,7 @@ def train(
         NonFiniteError: a loss or gradient is no number, on all ranks at the same step.
         SettingsError: `packing` with a model in which packed documents see each other.
     """
-    if args.packing:
-        refuse_if_packing_leaks(engine.model)
+    form = prepare_model(engine, args, world)
     lengths, num_trained = train_data.lengths, train_data.num_trained
     started = time.monotonic() - state.elapsed_s
     engine.model.train()
@@ -97,7 +96,7 @@ def train(
         shares = rank_batches(
             rows, world.rank, world.size, args.per_device_train_batch_size, costs, by_length=not args.packing
         )
-        batches = [batch_of(share, train_data, args).to(world.device) for share in shares]
+        batches = [batch_of(share, train_data, args, form).to(world.device) for share in shares]
         num_tokens, num_trained_tokens, total_weight = world.sum(
             sum(batch.num_tokens for batch in batches),
             sum(batch.num_trained_tokens for batch in batches),
@@ -139,7 +138,7 @@ def train(
 
         is_best = False
         if eval_data is not None and (step % plan.eval_every == 0 or step == plan.num_steps):
-            eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world)
+            eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world, form)
             require_finite("eval_loss", eval_loss)
             state, is_best = after_evaluation(state, eval_loss)
             history.log_eval(
@@ -158,21 +157,24 @@ def train(
     return state
 
 
-def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Args) -> Batch:
-    """The batch of rows of document numbers, packed if that is asked for."""
-    if not args.packing:
+def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Args, form: Form) -> Batch:
+    """The batch of rows of document numbers, in the form that the model takes."""
+    if form == "padded":
         return data.batch([document for row in rows for document in row])
     # No document sees the padding, so that any token will do.
+    if form == "flat":
+        return collate_flat([data[document] for row in rows for document in row], 0)
     return collate_packed([[data[document] for document in row] for row in rows], 0, args.max_length)
 
 
-def evaluate(engine: Engine, data: ConversationDataset, args: Args, world: World) -> tuple[float, int]:
+def evaluate(engine: Engine, data: ConversationDataset, args: Args, world: World, form: Form) -> tuple[float, int]:
     """(weighted mean loss over all trained tokens, number of those tokens): the same for any world or batch."""
     engine.model.eval()
     loss_sum, num_trained_tokens, total_weight = torch.zeros((), device=world.device, dtype=torch.float64), 0, 0.0
     size = args.per_device_eval_batch_size
     for share in rank_batches(range(len(data)), world.rank, world.size, size, data.lengths, by_length=True):
-        batch: Batch = data.batch(share).to(world.device)
+        documents = [data[document] for document in share]
+        batch = (collate_flat(documents, 0) if form == "flat" else data.batch(share)).to(world.device)
         loss_sum += engine.evaluate(batch).double()
         num_trained_tokens += batch.num_trained_tokens
         total_weight += batch.total_weight

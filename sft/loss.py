@@ -1,30 +1,97 @@
-"""The loss: weighted cross-entropy summed over trained tokens, to be divided by their weight in the whole step."""
+"""The loss: weighted cross-entropy summed over trained tokens, to be divided by their weight in the whole step.
+
+Only positions that predict a trained token go through the output layer: with a large vocabulary it costs more than the
+rest of a small model, and most tokens of a conversation are not trained.
+"""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from sft.batching import IGNORED_LABEL, Batch
+from sft.attention import transformers_model
+from sft.batching import Batch
+from sft.output_layer import CrossEntropy, OutputLayer
 
 
-def sum_of_token_losses(model: nn.Module, batch: Batch) -> Tensor:
+class LossModule(nn.Module):
+    """What the engines run forward and backward: a model with its loss, as one module.
+
+    Engines act on modules: DDP, FSDP2 and DeepSpeed look at a forward from its inputs to its outputs. So the choice of
+    positions and the loss are inside of it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """
+        Args:
+            model: a causal language model of transformers, or a peft model around one.
+        """
+        super().__init__()
+        self.model = model
+        self.output_layer: OutputLayer | None = None
+        """How to compute the output layer and the loss in one, once `sft/model_check.py` has found that it is right;
+        until then the model's own forward gives the logits."""
+
+    def forward(self, batch: Batch, *, only_logits: bool = False) -> Tensor:
+        """The batch's `sum_of_token_losses`, or its logits."""
+        if only_logits:
+            return logits_of(self.model, batch)
+        return sum_of_token_losses(self.model, batch, self.output_layer)
+
+
+def sum_of_token_losses(model: Any, batch: Batch, output_layer: OutputLayer | None = None) -> Tensor:
     """Sum over the batch's trained tokens of −weight × log p(token | its document before it), in float32, a scalar.
 
-    The position before a token predicts it, so labels are shifted by one here and nowhere else. A batch without
-    trained tokens gives an exact zero that still reaches every parameter, so that all ranks run the same collectives.
+    The position before a token predicts it: `Batch.predicting`. A batch without trained tokens gives an exact zero that
+    still reaches every parameter, so that all ranks run the same collectives.
+
+    Args:
+        model: a causal language model.
+        batch: in any form that the model takes.
+        output_layer: computes loss and gradient in tiles instead of the model's own logits.
     """
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    predicting = batch.predicting
+    assert predicting is not None
+    if batch.num_trained_tokens:
+        targets = batch.labels.flatten()[predicting + 1]
+        weights = None if batch.label_weights is None else batch.label_weights.flatten()[predicting + 1]
+    else:
+        targets, weights = predicting, torch.zeros(1, device=predicting.device)
+    if output_layer is not None:
+        body = transformers_model(model).base_model
+        hidden = body(**_inputs(batch)).last_hidden_state
+        return output_layer.loss_sum(hidden.flatten(0, 1)[predicting], targets, weights)
+    if len(batch.input_ids) == 1 and _keeps_chosen_logits(model):
+        logits = model(**_inputs(batch), logits_to_keep=predicting).logits[0]
+    else:
+        logits = model(**_inputs(batch)).logits.flatten(0, 1)[predicting]
+    loss: Tensor = CrossEntropy.apply(logits, targets, weights, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return loss
+
+
+def logits_of(model: Any, batch: Batch) -> Tensor:
+    """The model's own logits, (rows, tokens, vocabulary)."""
+    logits: Tensor = model(**_inputs(batch)).logits
+    return logits
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "use_cache": False,
+    }
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    logits: Tensor = model(**inputs, use_cache=False).logits
-    if batch.num_trained_tokens == 0:
-        return logits.sum().float() * 0.0
-    labels = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-    trained = labels != IGNORED_LABEL
-    if batch.label_weights is None:
-        return functional.cross_entropy(logits[trained].float(), labels[trained], reduction="sum")
-    weights = functional.pad(batch.label_weights[:, 1:], (0, 1))[trained]
-    return functional.cross_entropy(logits[trained].float(), labels[trained], reduction="none") @ weights
+    if batch.layout is not None:
+        # transformers passes a mask of four dimensions on as it is, and makes none; the layout says who sees whom.
+        inputs["attention_mask"] = torch.zeros((1, 1, 1, 1), device=batch.input_ids.device)
+        inputs["documents"] = batch.layout
+    return inputs
+
+
+def _keeps_chosen_logits(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(transformers_model(model).forward).parameters

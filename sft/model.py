@@ -53,10 +53,15 @@ def _from_pretrained(args: Args) -> Any:
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=args.trust_remote_code,
-            attn_implementation=args.attn_implementation,
+            attn_implementation=_attention(args),
         )
     except Exception as error:  # the library raises many kinds; its own words are the best there are
         raise cannot_load("model_name_or_path", args.model_name_or_path, error) from error
+
+
+def _attention(args: Args) -> str | None:
+    """What transformers is told: with `auto` nothing, so that it takes the model's default."""
+    return None if args.attn_implementation == "auto" else args.attn_implementation
 
 
 def _config(args: Args, tokenizer: Any) -> Any:
@@ -78,9 +83,7 @@ def _from_config(args: Args, config: Any) -> Any:
 
     torch.manual_seed(args.seed)
     try:
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=args.attn_implementation
-        )
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=_attention(args))
     except Exception as error:  # sizes that do not go together show only here
         raise cannot_load("model_config", args.model_config, error) from error
 

@@ -7,12 +7,15 @@ ignore it; nothing in a loss would show it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sft import loss
+from sft.batching import Batch
 from strict_settings import Problem, SettingsError
 
 _BEFORE, _DOCUMENT, _ROWS = 11, 7, 2
@@ -35,25 +38,26 @@ _STATEFUL_SETTINGS = ("mamba_", "ssm_", "linear_conv_", "time_mix_")
 _REMEDY = "Set packing: false; one document per row, grouped by length, costs little more."
 
 
-def refuse_if_packing_leaks(model: Any) -> None:
+def refuse_if_packing_leaks(model: Any, logits_of: Callable[[Batch], Tensor] | None = None) -> None:
     """Returns if the model keeps the documents of a packed row apart; a collective where its weights are sharded.
 
     Args:
-        model: on its device. Its weights may be sharded by FSDP2. Where they are partitioned by ZeRO-3 its
-            configuration alone is asked.
+        model: on its device.
+        logits_of: how an engine runs it; without it the model is called. A model that is partitioned by ZeRO-3 can
+            then not run, and its configuration alone is asked.
 
     Raises:
         SettingsError: documents see each other, on all ranks alike.
     """
-    runs_here = not any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-    if reason := _stateful_part(model.config, by_layers_alone=runs_here):
+    runs_here = logits_of is not None or not any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    if reason := stateful_part(model.config, by_layers_alone=runs_here):
         _refuse(f"{model.config.model_type} carries a state over document boundaries ({reason})")
     if not runs_here:
         return
     was_training = model.training
     model.eval()
     try:
-        leak, allowed = _leak(model)
+        leak, allowed = _leak(model, logits_of or partial(loss.logits_of, model))
     except (TypeError, ValueError) as error:  # a forward that takes no position_ids, in its own words
         _refuse(f"{model.config.model_type} does not run on packed rows: {error}")
     finally:
@@ -66,8 +70,13 @@ def _refuse(reason: str) -> None:
     raise SettingsError(Problem("packing", True, "be false for this model", f"{reason}. {_REMEDY}"))
 
 
-def _stateful_part(config: Any, *, by_layers_alone: bool) -> str | None:
-    """The word of a configuration that tells of a layer with a state."""
+def stateful_part(config: Any, *, by_layers_alone: bool) -> str | None:
+    """The word of a configuration that tells of a layer with a state; None if there is none.
+
+    Args:
+        config: of a transformers model.
+        by_layers_alone: look only at the list of its layers' kinds, not at its type and settings.
+    """
     for part in (config, config.get_text_config()):
         kinds: Iterable[Any] = getattr(part, "layer_types", None) or getattr(part, "layers_block_type", None) or ()
         for kind in kinds:
@@ -83,7 +92,7 @@ def _stateful_part(config: Any, *, by_layers_alone: bool) -> str | None:
 
 
 @torch.no_grad()
-def _leak(model: Any) -> tuple[float, float]:
+def _leak(model: Any, logits_of: Callable[[Batch], Tensor]) -> tuple[float, float]:
     """(how much a document's logits depend on the document before it in the row and on its place, how much they may).
 
     Two rows hold different first documents and the same second one, whose logits must then be the same, and those that
@@ -98,9 +107,8 @@ def _leak(model: Any) -> tuple[float, float]:
     reset = torch.cat([torch.arange(_BEFORE), torch.arange(_DOCUMENT)]).expand(_ROWS, -1).to(device)
 
     def second(input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        logits = model(input_ids=input_ids, attention_mask=None, position_ids=position_ids, use_cache=False).logits
-        found: Tensor = logits[:, -_DOCUMENT:].float()
-        return found
+        batch = Batch(input_ids, None, input_ids, input_ids.numel(), 0, position_ids)
+        return logits_of(batch)[:, -_DOCUMENT:].float()
 
     packed = second(ids, reset)
     alone = second(ids[:, _BEFORE:], reset[:, _BEFORE:])

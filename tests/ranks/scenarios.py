@@ -20,6 +20,7 @@ from sft.config import Args
 from sft.dataset import ConversationDataset
 from sft.loop import Plan, batch_of, seed_dropout
 from sft.masking import Masker
+from sft.model_check import prepare_model
 from sft.packing import row_costs
 from sft.sharding import rank_batches
 from sft.sources import read_conversations
@@ -103,7 +104,8 @@ def _gradients(args: Args, world: World) -> dict[str, torch.Tensor]:
     costs = row_costs(rows, data.lengths, data.num_trained)
     size = args.per_device_train_batch_size
     shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=not args.packing)
-    batches = [batch_of(share, data, args) for share in shares]
+    form = prepare_model(engine, args, world)
+    batches = [batch_of(share, data, args, form) for share in shares]
     (total_weight,) = world.sum(sum(batch.total_weight for batch in batches))
     seed_dropout(0, 1, world.rank)
     for number, batch in enumerate(batches, 1):

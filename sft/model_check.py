@@ -1,0 +1,162 @@
+"""In which form a model gets its documents, and how its loss is computed: found by running it, before the first step.
+
+The forms of `sft/batching.py`, the fastest first. Attention per document needs a model whose layers see other tokens
+through transformers' AttentionInterface alone; what its configuration promises is not believed, but tried: the logits
+of a document among others must be those that it has alone, by the model's own attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sft.attention import transformers_model, use_document_attention
+from sft.batching import collate, collate_flat
+from sft.config import Args
+from sft.documents import Document
+from sft.engine import Engine
+from sft.output_layer import output_layer_of
+from sft.packing_check import refuse_if_packing_leaks, stateful_part
+from sft.world import World
+
+Form = Literal["flat", "packed", "padded"]
+"""All documents of a batch in one row without padding; rows of a fixed capacity; a padded row for each document."""
+
+_OTHER, _DOCUMENT, _LOOKED_AT = 7, 11, 7
+"""Tokens of a document, of those after it, and of their ends, which are compared."""
+_SAME = {True: (2e-2, 5e-2), False: (1e-3, 1e-3)}
+"""Half precision? → how far logits may be from those alone, as a share of the largest, and how much of what a document
+before would change without a boundary may be left."""
+
+
+def prepare_model(engine: Engine, args: Args, world: World) -> Form:
+    """Chooses the fastest form and the fastest loss that are right for this model; a collective.
+
+    What the model cannot do is said in one line.
+
+    Raises:
+        SettingsError: `packing` is asked for, and packed documents see each other in any form.
+    """
+    was_training = engine.model.training
+    engine.model.eval()
+    try:
+        form = _form(engine, args, world)
+        if reason := _why_not_in_tiles(engine, form, world):
+            _say(world, f"output layer: by the model's own forward, since {reason}")
+    finally:
+        engine.model.train(was_training)
+    return form
+
+
+def _form(engine: Engine, args: Args, world: World) -> Form:
+    if args.attn_implementation == "auto":
+        reason = _why_not_flat(engine, args.max_length, world)
+        if reason is None:
+            return "flat"
+        instead = "rows of several documents need a mask" if args.packing else "rows are padded"
+        _say(world, f"attention per document: not with {engine.model.config.model_type}, {reason}; {instead}")
+    if args.packing:
+        refuse_if_packing_leaks(engine.model, engine.logits)
+        return "packed"
+    return "padded"
+
+
+def _why_not_flat(engine: Engine, max_length: int, world: World) -> str | None:
+    """Makes attention per document the model's, and returns None; or leaves it as it is, and returns the reason."""
+    config = engine.model.config
+    if found := stateful_part(config, by_layers_alone=True):
+        return f"which carries a state along a row ({found})"
+    base, before = transformers_model(engine.model), None
+    documents, others = _documents(config, max_length)
+    try:
+        alone = engine.logits(collate(documents, 0).to(world.device))
+        before = use_document_attention(engine.model)
+        reason = _leak(engine, documents, others, alone, world)
+    except (TypeError, ValueError, KeyError) as error:  # of layers that take other arguments, in their own words
+        reason = f"which does not run on them: {error}"
+    if world.any(reason is not None):
+        if before is not None:
+            base.set_attn_implementation(before)
+        return reason or "as another rank found"
+    return None
+
+
+def _documents(config: Any, max_length: int) -> tuple[list[Document], list[Document]]:
+    """Two documents to be looked at, longer than a window of attention if documents of the run can be, and two that
+    stand before them."""
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    length = max([_DOCUMENT, *(_DOCUMENT + window for window in windows if window and window < max_length)])
+    rng = np.random.default_rng(0)
+
+    def document(num_tokens: int) -> Document:
+        ids = rng.integers(0, min(int(text.vocab_size), 1000), num_tokens)
+        return Document(ids.astype(np.int32), np.ones(num_tokens, dtype=np.bool_))
+
+    return [document(length), document(length)], [document(_OTHER), document(_OTHER)]
+
+
+def _leak(engine: Engine, documents: list[Document], others: list[Document], alone: Tensor, world: World) -> str | None:
+    """Whether documents end to end see each other, or are not what they are alone; None if all is well."""
+
+    def ends(row: list[Document]) -> Tensor:
+        """The logits of the last tokens of the two documents at the row's end: (2, tokens, vocabulary)."""
+        logits = engine.logits(collate_flat(row, 0).to(world.device))[0]
+        return torch.stack([part[-_LOOKED_AT:] for part in torch.split(logits[-2 * length :], length)]).float()
+
+    length = len(documents[0])
+    first, second = (ends([other, *documents]) for other in others)
+    joined = [_joined(other, documents[0]) for other in others]
+    open_first, open_second = (
+        engine.logits(collate_flat([document], 0).to(world.device))[0, -_LOOKED_AT:].float() for document in joined
+    )
+    is_half = alone.dtype in (torch.bfloat16, torch.float16)
+    share_of_logits, share_of_dependence = _SAME[is_half]
+    # The median over tokens: in a mixture of experts rounding may send single tokens elsewhere.
+    left, dependence = _typical(first - second), _typical(open_first - open_second)
+    if not left <= share_of_dependence * dependence:
+        return "whose documents in one row see each other"
+    if not _typical(first - alone[:, -_LOOKED_AT:].float()) <= share_of_logits * float(alone.abs().max()):
+        return "whose attention is another than softmax(q kᵀ) v"
+    return None
+
+
+def _joined(first: Document, second: Document) -> Document:
+    ids = np.concatenate([np.asarray(first.input_ids), np.asarray(second.input_ids)])
+    return Document(ids, np.ones(len(ids), dtype=np.bool_))
+
+
+def _typical(difference: Tensor) -> float:
+    """The median over tokens of the largest difference of a token's logits."""
+    return float(difference.abs().amax(-1).median())
+
+
+def _why_not_in_tiles(engine: Engine, form: Form, world: World) -> str | None:
+    """Makes the loss that of `OutputLayer`, and returns None; or leaves it as it is, and returns the reason."""
+    module = engine.loss_module
+    layer = output_layer_of(transformers_model(engine.model))
+    if layer is None:
+        return "the output layer is no plain linear layer"
+    documents = [document for pair in _documents(engine.model.config, _OTHER) for document in pair]
+    batch = (collate_flat if form == "flat" else collate)(documents, 0).to(world.device)
+    expected = float(engine.evaluate(batch))
+    module.output_layer = layer
+    try:
+        is_half = engine.logits(batch).dtype != torch.float32
+        found = float(engine.evaluate(batch))
+        differs = not abs(found - expected) <= (1e-2 if is_half else 1e-5) * abs(expected)
+        reason = "the model does more to its logits than its configuration tells" if differs else None
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = f"the model does not run without it: {error}"
+    if world.any(reason is not None):
+        module.output_layer = None
+        return reason or "another rank found that the loss differs"
+    return None
+
+
+def _say(world: World, text: str) -> None:
+    if world.is_main:
+        print(text, flush=True)

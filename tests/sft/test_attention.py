@@ -1,0 +1,178 @@
+"""Attention per document and the loss in tiles: what a model computes of one document at a time, for every batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sft import output_layer
+from sft.batching import collate, collate_flat, collate_packed
+from sft.config import Args
+from sft.documents import Document
+from sft.engine import TorchEngine
+from sft.model_check import prepare_model
+from sft.optimizer import build_optimizer
+from sft.world import World
+from strict_settings import SettingsError
+
+WORLD = World(0, 0, 1, torch.device("cpu"))
+BASE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 5},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
+    "gemma2": {"head_dim": 8, "sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": {"sliding_window": 6},
+    "gpt_neox": {"num_key_value_heads": 4, "rotary_pct": 0.5},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
+    "qwen3_moe": EXPERTS,
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.3},
+}
+STATEFUL: dict[str, dict[str, Any]] = {
+    "mamba": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "falcon_mamba": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+}
+
+
+def model_of(model_type: str, **changes: Any) -> Any:
+    """A tiny model with weights large enough for a document to see what is before it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = STATEFUL.get(model_type) or {**BASE, **MODELS[model_type]}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **{**settings, **changes}), dtype=torch.float32
+    )
+    for parameter in model.parameters():
+        parameter.data.mul_(4.0) if parameter.dim() > 1 else None
+    return model
+
+
+def engine_of(model: Any, *, bf16: bool = False) -> TorchEngine:
+    return TorchEngine(
+        model, lambda model: build_optimizer(model, Args()), WORLD, bf16=bf16, max_grad_norm=1, fsdp=False
+    )
+
+
+def documents(*lengths: int, weighted: bool = True) -> list[Document]:
+    """Random documents, trained in places, each ending in some tokens that are not trained."""
+    rng = np.random.default_rng(len(lengths))
+    found = []
+    for length in lengths:
+        trained = rng.random(length) < 0.5
+        trained[-(length // 4) :] &= length < 8
+        weights = np.where(trained, rng.random(length), 0).astype(np.float32) if weighted else None
+        found.append(Document(rng.integers(3, 96, length).astype(np.int32), trained, weights))
+    return found
+
+
+def by_hand(model: Any, batch: list[Document]) -> tuple[float, dict[str, Tensor]]:
+    """The loss and its gradients, one document at a time, by the model's own attention and logits."""
+    total = sum(float(document.weights[1:].sum()) for document in batch if document.weights is not None)
+    loss_sum = 0.0
+    for document in batch:
+        ids = torch.tensor(np.asarray(document.input_ids, dtype=np.int64)).unsqueeze(0)
+        losses = functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        assert document.weights is not None
+        loss = (losses * torch.tensor(document.weights[1:])).sum()
+        (loss / total).backward()
+        loss_sum += float(loss.detach())
+    return loss_sum, _taken_gradients(model)
+
+
+def _taken_gradients(model: Any) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = float(gradient.abs().max())
+        assert float((found[name] - gradient).abs().max()) <= tolerance * scale + 1e-9, name
+
+
+LENGTHS = (9, 1, 12, 12, 6, 14, 12, 2)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("tile_bytes", [1 << 26, 96 * 4 * 5], ids=["one tile", "tiles"])
+def test_all_documents_in_one_row_give_the_loss_and_gradients_of_one_at_a_time(
+    model_type: str, tile_bytes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(output_layer.TILE_BYTES, "cpu", tile_bytes)
+    monkeypatch.setattr(output_layer, "_CHUNK_BYTES", 96 * 4 * 2)
+    model = model_of(model_type)
+    batch = documents(*LENGTHS)
+    expected_loss, expected = by_hand(model, batch)
+    engine = engine_of(model)
+    assert prepare_model(engine, Args(), WORLD) == "flat"
+    assert engine.loss_module.output_layer is not None
+    assert capsys.readouterr().out == ""
+    for parts in ([batch], [batch[:3], batch[3:]], [[document] for document in batch]):
+        collated = [collate_flat(part, 0) for part in parts]
+        total = sum(part.total_weight for part in collated)
+        losses = [engine.accumulate(part, total, is_last=True) for part in collated]
+        assert float(sum(losses)) == pytest.approx(expected_loss, rel=1e-5)
+        assert_same(_taken_gradients(model), expected)
+        assert float(sum(engine.evaluate(part) for part in collated)) == pytest.approx(expected_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2"])
+def test_a_row_of_fixed_capacity_padded_rows_and_packed_rows_are_the_same(model_type: str) -> None:
+    model = model_of(model_type, attn_implementation="eager")
+    batch = documents(*LENGTHS)
+    expected_loss, expected = by_hand(model, batch)
+    engine = engine_of(model)
+    padded, packed = collate(batch, 0), collate_packed([batch[:4], batch[4:]], 0, 40)
+    for layer_first in (False, True):
+        if layer_first:
+            prepare_model(engine, Args(attn_implementation="eager"), WORLD)
+        for form in (padded, packed):
+            assert float(engine.accumulate(form, form.total_weight, is_last=True)) == pytest.approx(
+                expected_loss, rel=1e-5
+            )
+            assert_same(_taken_gradients(model), expected)
+    assert prepare_model(engine, Args(), WORLD) == "flat"
+    fixed = collate_flat(batch, 0, capacity=100)
+    assert fixed.input_ids.shape == (1, 100)
+    assert float(engine.accumulate(fixed, fixed.total_weight, is_last=True)) == pytest.approx(expected_loss, rel=1e-5)
+    assert_same(_taken_gradients(model), expected)
+
+
+@pytest.mark.parametrize("model_type", STATEFUL)
+def test_failure_mode_27_models_with_a_state_get_padded_rows_and_refuse_packing(
+    model_type: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = engine_of(model_of(model_type))
+    before = engine.model.config._attn_implementation
+    assert prepare_model(engine, Args(), WORLD) == "padded"
+    assert capsys.readouterr().out.count("attention per document: not with") == 1
+    assert engine.model.config._attn_implementation == before
+    batch = documents(*LENGTHS)
+    expected_loss, expected = by_hand(engine.model, batch)
+    padded = collate(batch, 0)
+    assert float(engine.accumulate(padded, padded.total_weight, is_last=True)) == pytest.approx(expected_loss, rel=1e-5)
+    assert_same(_taken_gradients(engine.model), expected, 2e-5)
+    with pytest.raises(SettingsError, match="packing is true; it must be false for this model"):
+        prepare_model(engine, Args(packing=True), WORLD)
