@@ -46,8 +46,10 @@ class Placed:
     has_header: bool
     """Its header is the generation prompt, whole."""
     has_stop: bool
+    end_within: str | None
+    """A token that is known to end turns, and stands before the end of this one."""
     repeats_stop: bool
-    """Its stop token stands within it too, though it is not known to end turns."""
+    """A token that seems to end turns stands within it too."""
 
 
 class Placing:
@@ -63,6 +65,7 @@ class Placing:
         self._renders = renders
         self._control = control
         self._silent_header = silent_header
+        self._ends = control.ends | control.learned_ends
 
     def place(self, render: Render, turn: int) -> Placed:
         """The turn in a render.
@@ -83,11 +86,15 @@ class Placing:
         end, stop = self._end(render, turn, content_end)
         self._require_only(render, start, end, turn, first)
         within = self._written_tokens(render, start, content_end)
-        ends = sorted(within & self._control.ends)
-        if ends:
-            what = f"{ends[0]}, which ends turns, before the end of this turn"
-            raise MaskError(f"messages[{turn}]: the chat template writes {what}.")
-        return Placed(Span(start, end, turn), is_exact, has_history, has_header, stop is not None, stop in within)
+        return Placed(
+            Span(start, end, turn),
+            is_exact,
+            has_history,
+            has_header,
+            stop is not None,
+            next(iter(sorted(within & self._control.ends)), None),
+            bool(within & (self._control.learned_ends | {stop})),
+        )
 
     def _start(self, render: Render, turn: int, prompt: Prompt | None, first: int | None) -> tuple[int, bool]:
         """(where the turn begins, after its header; whether the header is the generation prompt, whole)."""
@@ -166,7 +173,7 @@ class Placing:
         following = text[tail_end:written_end]
         blank = len(following) - len(following.lstrip())
         match = self._control.pattern.match(text, tail_end + blank)
-        if match and match.end() <= written_end and match.group() in self._control.ends:
+        if match and match.end() <= written_end and match.group() in self._ends:
             return match.end(), match.group()
         return content_end + len(text[content_end:tail_end].rstrip()), None
 
@@ -175,7 +182,7 @@ class Placing:
         end turns, else the last control token that is no tag, where it stands first: there the model would stop."""
         found = [match for match in self._control.pattern.finditer(text, start, end) if match.end() <= end]
         for match in found:
-            if match.group() in self._control.ends:
+            if match.group() in self._ends:
                 return match
         others = [match for match in found if match.group() not in self._control.tags]
         # What more text follows belongs to the turn itself, such as the end of a call.

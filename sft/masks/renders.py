@@ -115,7 +115,7 @@ def boundary(control: ControlTokens, text: str, position: int, lowest: int = 0) 
         if match.start() < position < match.end():
             position = match.start()
     while position > lowest and text[position - 1] not in "\n\t >]:}":
-        if any(text.endswith(end, 0, position) for end in control.ends):
+        if any(text.endswith(end, 0, position) for end in control.ends | control.learned_ends):
             break
         position -= 1
     return max(position, lowest)

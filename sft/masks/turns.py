@@ -28,7 +28,7 @@ REWRITTEN = "a turn has a document of its own, as the template renders it differ
 NO_STOP = "no stop token ends the turn in this template"
 STOP_IN_NEXT = "no stop token ends the last turn: the template writes it only before the next message"
 NO_PROMPT = "the template has no generation prompt; a turn's header counts as its prompt"
-STOP_WITHIN = "the token that ends the turn stands within it too"
+STOP_WITHIN = "a token that seems to end turns stands within one too"
 MISMATCH = (
     "what the template renders for the turn does not begin with what it gives as the generation prompt; "
     "trained as rendered"
@@ -57,7 +57,7 @@ class Turns:
     def __init__(self, template: ChatTemplate, control: ControlTokens) -> None:
         self._template = template
         self._habits = _habits(template, control)
-        self._control = replace(control, ends=control.ends | self._habits.end_in_next | self._habits.closing_tag)
+        self._control = replace(control, learned_ends=self._habits.end_in_next | self._habits.closing_tag)
 
     def renditions(
         self,
@@ -155,6 +155,9 @@ class _Analysis:
         apart: list[_Choice] = []
         for turn in wanted:
             choice = self._choose(turn, sorted(together, reverse=True), exact_history)
+            if choice.placed.end_within is not None:
+                what = f"{choice.placed.end_within}, which ends turns, before the end of this turn"
+                raise MaskError(f"messages[{turn}]: the chat template writes {what}.")
             if choice.note == MISMATCH and mismatch == "refuse":
                 raise MaskError(f"messages[{turn}]: {MISMATCH}.")
             if choice.note == UNROLLED or (choice.note == MISMATCH and mismatch == "unroll"):

@@ -289,3 +289,14 @@ def test_a_template_without_a_generation_prompt_is_told() -> None:
     assert trained(template, ("user", "q"), ("assistant", "a")) == [f"a{END}"]
     (document,) = Masker(tokenizer(template)).documents(talk(("user", "q"), ("assistant", "a")))
     assert "the template has no generation prompt; a turn's header counts as its prompt" in document.notes
+
+
+def test_words_repeated_after_the_end_of_the_turn_are_refused_where_the_end_is_known_and_told_where_it_is_not() -> None:
+    template = chatml(HEADED + "<|im_start|>archive\n{{ m.content }}<|im_end|>\n")
+    turns = talk(("user", "q"), ("assistant", "a"))
+    with pytest.raises(MaskError, match="which ends turns, before the end of this turn"):
+        Masker(tokenizer(template)).documents(turns)
+    loaded = copy.deepcopy(tokenizer(template.replace("<|im_end|>", "<|e|>")))
+    loaded.add_special_tokens({"additional_special_tokens": ["<|e|>"]})
+    (document,) = Masker(loaded).documents(turns)
+    assert "a token that seems to end turns stands within one too" in document.notes
