@@ -12,6 +12,7 @@ from sft.epoch import Epoch
 from sft.findings import Finding
 from sft.lengths import bins, usual
 from sft.painting import Brush, visible
+from sft.values import counted
 
 _BAR_WIDTH = 44
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -135,5 +136,5 @@ def _epoch(epoch: Epoch, brush: Brush) -> Iterator[str]:
     processes = f"{epoch.num_processes} process" + ("es" if epoch.num_processes != 1 else "")
     yield brush("One epoch", "heading") + f"  ({processes}, {epoch.rows_per_step:,} rows per step)"
     yield f"  documents     {epoch.documents:,} with {epoch.tokens:,} tokens"
-    yield f"  one per row   {epoch.steps:,} steps, about {epoch.padding:.0%} padding"
-    yield f"  packed        {epoch.packed_steps:,} steps, rows {epoch.packed_fill:.1%} full"
+    yield f"  one per row   {counted(epoch.steps, 'step')}, about {epoch.padding:.0%} padding"
+    yield f"  packed        {counted(epoch.packed_steps, 'step')}, rows {epoch.packed_fill:.1%} full"

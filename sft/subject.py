@@ -37,7 +37,6 @@ class Subject:
     """Names of the settings that the command line has."""
     has_config: bool
     """Whether there is a settings file."""
-    tokenizer: Any
     masker: Masker
 
 
@@ -122,7 +121,7 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
     # A bare tokenizer has no model whose settings could say where it stops.
     stops = stop_tokens(args, tokenizer) if options.config or options.model else ()
     masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stops)
-    return Subject(args, sources, given, bool(options.config), tokenizer, masker)
+    return Subject(args, sources, given, bool(options.config), masker)
 
 
 def _names(words: Sequence[str]) -> frozenset[str]:
