@@ -11,7 +11,7 @@ from sft.batching import IGNORED_LABEL, collate
 from sft.dataset import ConversationDataset
 from sft.errors import DataError
 from sft.formats import Conversation
-from sft.masking import Document, MaskError
+from sft.masking import Document, MaskError, MaskOptions
 
 PAD = 9
 
@@ -20,7 +20,7 @@ class FakeMasker:
     """Takes the document out of the conversation's message."""
 
     pad_token_id = PAD
-
+    options = MaskOptions()
     stop_token_ids: frozenset[int] = frozenset()
 
     def encode(self, conversations: list[Conversation]) -> list[list[Document] | MaskError]:
