@@ -47,7 +47,7 @@ def _claim(path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         if time.time() - path.stat().st_mtime > STALE_AFTER_S:
             path.unlink(missing_ok=True)
-    with storage_errors(path):
+    with storage_errors(path, "dataset_cache_dir"):
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.write(f"{socket.gethostname()} (process {os.getpid()})")

@@ -161,7 +161,7 @@ class _Making:
 
     def run(self) -> None:
         """Until the folder is there."""
-        with storage_errors(self._work):
+        with storage_errors(self._work, "dataset_cache_dir"):
             self._work.mkdir(parents=True, exist_ok=True)
         said = time.monotonic()
         with Workers(Task(self._encoding, self._source.columns), self._num_processes) as workers, self._progress:
@@ -250,7 +250,7 @@ def usable_cache_folder(wanted: str | None, fallback: Path, environment: Mapping
     home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(wanted) if wanted else Path(home) / "cleansft"
     try:
-        with storage_errors(folder):
+        with storage_errors(folder, "dataset_cache_dir"):
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".{os.getpid()}"
             probe.touch()

@@ -20,12 +20,12 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the system's refusal to write into a StorageError that names the place."""
+def storage_errors(path: Path, setting: str = "output_dir") -> Iterator[None]:
+    """Turns the system's refusal to write into a StorageError that names the place, and what to change."""
     try:
         yield
     except OSError as error:
-        remedy = "Free space there or choose another place."
+        remedy = f"Free space there or choose another {setting}."
         raise StorageError(f"{path} cannot be written: {error.strerror or error}. {remedy}") from error
 
 

@@ -178,6 +178,6 @@ def write_page(path: Path, text: str) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    with storage_errors(path):
+    with storage_errors(path, "place"):
         path.write_text(text, encoding="utf-8", errors="backslashreplace")  # refused rows may hold half characters
     tell(f"page: {path}")

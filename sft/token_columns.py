@@ -136,7 +136,7 @@ def write_columns(folder: Path, parts: Iterable[TokenColumns], vocabulary_size: 
     dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
     num_tokens = 0
     weighted = False
-    with storage_errors(folder):
+    with storage_errors(folder, "dataset_cache_dir"):
         names = ("ids", "trained", "weights", *_PER_DOCUMENT)
         files = {name: (folder / f"{name}.bin").open("wb") for name in names}
         try:
