@@ -40,6 +40,7 @@ def test_every_row_is_seen_once_per_epoch(num_rows: int, world: int, micro: int,
         assert seen == Counter(range(num_rows))
 
 
+@settings(deadline=None)
 @given(num_rows=st.integers(9, 100), step=st.integers(0, 50))
 def test_a_step_has_the_same_rows_for_every_split(num_rows: int, step: int) -> None:
     rows = step_rows(num_rows, 8, 3, step)
