@@ -2,7 +2,7 @@
 
 The ids are those of `tokenizer.apply_chat_template` on the same conversation. A token is trained if the model would
 have to write it: what the assistant said, thought and called, and the token that ends its turn. Nothing is guessed:
-where it stands is proven (`sft.turns`), or the conversation is refused with the reason.
+where it stands is proven (`sft/masks/turns.py`), or the conversation is refused with the reason.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Masker:
             stop_tokens: tokens that end a turn for the model, beside the tokenizer's end-of-text token.
 
         Raises:
-            MaskError: the tokenizer has no chat template, or is a slow one, which does not tell where a token stands.
+            MaskError: the tokenizer has no chat template or is a slow one, which does not tell where a token stands; or
+                the template goes over the limits even for a short conversation.
         """
         self.parts = tokenizer if isinstance(tokenizer, TokenizerParts) else TokenizerParts.of(tokenizer)
         self.stop_tokens = tuple(stop_tokens)

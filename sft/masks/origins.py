@@ -10,7 +10,6 @@ OUTSIDE = -1
 MAX_MESSAGES = 0x3FF0
 """A code names a kind and a message; so many messages have room."""
 
-_UNSETTLED = 0x0
 _LOST = 0x4000
 _WRITTEN = 0x8000
 _NAMED = 0xC000

@@ -67,11 +67,20 @@ class Renders:
     def render(self, num_messages: int) -> Render:
         """The first messages, without a generation prompt."""
         if num_messages not in self._renders:
-            traced = self._template.trace(self.messages[:num_messages], self.tools, variables=self._variables)
-            self._renders[num_messages] = Render(str.__str__(traced), traced.origins, num_messages)
+            self._renders[num_messages] = self._make_render(num_messages)
         return self._renders[num_messages]
 
+    def _make_render(self, num_messages: int) -> Render:
+        if num_messages < len(self.messages):
+            # Usually the whole begins with it; to follow each beginning would take the square of the number of turns.
+            text = self._text(num_messages)
+            if self.whole.text.startswith(text):
+                return Render(text, self.whole.origins[: len(text)], num_messages)
+        traced = self._template.trace(self.messages[:num_messages], self.tools, variables=self._variables)
+        return Render(str.__str__(traced), traced.origins, num_messages)
+
     def prompt_render(self, turn: int) -> Render:
+        """The messages before a turn, with the generation prompt."""
         traced = self._template.trace(
             self.messages[:turn], self.tools, add_generation_prompt=True, variables=self._variables
         )
@@ -83,26 +92,35 @@ class Renders:
             self._prompts[turn] = self._make_prompt(turn)
         return self._prompts[turn]
 
+    def _text(self, num_messages: int, *, add_generation_prompt: bool = False) -> str:
+        return self._template.render(
+            self.messages[:num_messages],
+            self.tools,
+            add_generation_prompt=add_generation_prompt,
+            variables=self._variables,
+        )
+
     def _make_prompt(self, turn: int) -> Prompt | None:
         try:
-            prompt = self.prompt_render(turn)
+            text = self._text(turn, add_generation_prompt=True)
         except TemplateError:
             return None
         try:
-            history = self.render(turn).text
+            history = self._text(turn)
         except TemplateError:
             history = ""
-        if history and prompt.text.startswith(history) and history != prompt.text:
-            return Prompt(prompt.text, len(history))
+        if history and text.startswith(history) and history != text:
+            return Prompt(text, len(history))
         # The generation prompt is what the template writes after the last message.
-        tail = prompt.origins.rstrip(written(OUTSIDE))
-        if not history or len(tail) < len(prompt.text):
-            return Prompt(prompt.text, len(tail))
-        if history == prompt.text:
-            return Prompt(prompt.text, len(history))
-        return Prompt(prompt.text, boundary(self._control, prompt.text, shared_prefix(prompt.text, history)))
+        tail = self.prompt_render(turn).origins.rstrip(written(OUTSIDE))
+        if not history or len(tail) < len(text):
+            return Prompt(text, len(tail))
+        if history == text:
+            return Prompt(text, len(history))
+        return Prompt(text, boundary(self._control, text, shared_prefix(text, history)))
 
     def own_render(self, turn: int) -> Render | None:
+        """The conversation up to a turn; None if the template does not render that."""
         try:
             return self.render(turn + 1)
         except TemplateError:

@@ -31,6 +31,10 @@ class TemplateError(MaskError):
     """The chat template does not render the conversation, for the reason that it gives itself."""
 
 
+class LimitError(TemplateError):
+    """The chat template takes too long or writes too much."""
+
+
 class Clock:
     """The date that templates see."""
 
@@ -63,7 +67,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
 
     def stop(*_: object) -> None:
-        raise TemplateError(f"the chat template takes longer than {seconds:g} s.")
+        raise LimitError(f"the chat template takes longer than {seconds:g} s.")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -77,7 +81,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 def limited(text: str) -> str:
     """The text, if it is no longer than a rendering may be."""
     if len(text) > SIZE_LIMIT:
-        raise TemplateError(f"the chat template writes more than {SIZE_LIMIT:,} characters.")
+        raise LimitError(f"the chat template writes more than {SIZE_LIMIT:,} characters.")
     return text
 
 
@@ -140,8 +144,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return limited("".join(map(str, parts)))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" or (operator == "*" and _size(left) * _size(right) > SIZE_LIMIT):
-            raise SecurityError(f"{operator} with numbers of this size is not allowed")
+        if operator == "**":
+            raise SecurityError("** is not allowed")
+        if operator == "*" and _size(left) * _size(right) > SIZE_LIMIT:
+            raise SecurityError("* with numbers of this size is not allowed")
         found = self.binop_table[operator](left, right)
         return limited(found) if isinstance(found, str) else found
 

@@ -19,7 +19,7 @@ from sft.masks.control import ControlTokens
 from sft.masks.origins import MAX_MESSAGES, held_by, message_of, written
 from sft.masks.placing import Placed, Placing, Span
 from sft.masks.renders import Render, Renders
-from sft.masks.sandbox import TemplateError
+from sft.masks.sandbox import LimitError, TemplateError
 from sft.masks.template import ChatTemplate
 
 Mismatch = Literal["as_rendered", "unroll", "refuse"]
@@ -42,7 +42,7 @@ class Rendition:
 
     text: str
     origins: str
-    """Where each character comes from; see `sft.tracking`."""
+    """Where each character comes from; see `sft/masks/origins.py`."""
     spans: tuple[Span, ...]
     notes: tuple[str, ...] = ()
     num_messages: int = 0
@@ -108,6 +108,8 @@ def _habits(template: ChatTemplate, control: ControlTokens) -> _Habits:
     try:
         traced = template.trace(messages)
         generation_prompt = template.render(messages[:1], add_generation_prompt=True) != template.render(messages[:1])
+    except LimitError:
+        raise  # every row would take as long
     except TemplateError:
         return _Habits()
     text, origins = str.__str__(traced), traced.origins
