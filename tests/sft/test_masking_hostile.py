@@ -302,6 +302,7 @@ def test_words_repeated_after_the_end_of_the_turn_are_refused_where_the_end_is_k
     assert "a token that seems to end turns stands within one too" in document.notes
 
 
+@pytest.mark.timeout(60, method="thread")  # the other method uses the very timer that limits templates
 def test_a_template_without_an_end_is_refused_before_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sft.masks.sandbox.TIME_LIMIT_S", 0.2)
     endless = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
