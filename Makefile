@@ -6,6 +6,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+# Tests of one process share the cores; those that start ranks or clusters take the machine for themselves.
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test check lint unit lab lab-down clean
 
@@ -14,7 +16,8 @@ demo: $(READY)
 
 test: $(READY) lint
 	-$(BIN)/python slurm/lab/lab.py install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ranks and not cluster"
+	$(BIN)/python -m pytest -m "ranks or cluster"
 
 check: lint unit
 
@@ -24,7 +27,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest -m "not ranks and not cluster and not oracle"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ranks and not cluster and not oracle"
 
 lab: $(READY)
 	$(BIN)/python slurm/lab/lab.py install

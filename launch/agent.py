@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from launch import network, processes
 from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
+from launch.devices import has_gpu
 from launch.errors import KILLED, OK, TERMINATED, LaunchError, RendezvousError
 from launch.outcome import read_outcome
 from launch.rank import TAIL_LINES, error_in, read_tail
@@ -73,7 +74,7 @@ class Agent:
             own_code = self._run_launcher(rendezvous)
         except LaunchError as failure:
             own_code, error = failure.exit_code, str(failure)
-            print(f"ERROR: {error}", flush=True)
+            print(f"error: {error}", flush=True)
         finally:
             processes.kill_descendants()
         if own_code:
@@ -203,7 +204,7 @@ class Agent:
         if self.stop_signal is not None:
             return TERMINATED
         if launcher_code == OK and len(records) < self.spec.procs_per_node:
-            print(f"ERROR: {self.spec.launcher} ended well but started only {len(records)} ranks.", flush=True)
+            print(f"error: {self.spec.launcher} ended well but started only {len(records)} ranks.", flush=True)
             return 1
         return 128 - launcher_code if launcher_code < 0 else launcher_code
 
@@ -247,13 +248,6 @@ class Agent:
             if cause is None or not cause.is_victim or time.monotonic() >= deadline:
                 return cause.code if cause is not None else own_code
             time.sleep(_POLL_S)
-
-
-def has_gpu(environ: dict[str, str]) -> bool:
-    """Whether this node has an NVIDIA or AMD GPU that is not hidden, without importing torch."""
-    if environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return False
-    return any(Path(path).exists() for path in ("/dev/nvidia0", "/proc/driver/nvidia/gpus", "/dev/kfd", "/dev/dxg"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shutil
 import subprocess
@@ -150,7 +152,8 @@ def request_problems(spec: JobSpec, partitions: Mapping[str, Partition]) -> Iter
         remedy = f"These have: {', '.join(with_gpus)}." if with_gpus else "No partition has as many."
         rule = f"be at most {partition.num_gpus}, the GPUs of a node in {here}"
         yield Problem("gpus_per_node", resources.gpus_per_node, rule, remedy)
-    if spec.cpus_per_task > partition.num_cpus:
+    follows = resources.gpus_per_node > partition.num_gpus and spec.cpus_per_task == resources.gpus_per_node
+    if spec.cpus_per_task > partition.num_cpus and not follows:
         rule = f"be at most {partition.num_cpus}, the CPUs of a node in {here}"
         yield Problem("cpus_per_task", spec.cpus_per_task, rule, "Without it there is one CPU per process.")
     limit = partition.max_time_min
@@ -189,7 +192,9 @@ def submit(spec: JobSpec, text: str, environ: Mapping[str, str]) -> tuple[str, l
     executor = Executor(f"{spec.run_dir}/submitit")
     executor.update_parameters(nodes=spec.resources.nodes, ntasks_per_node=1)
     try:
-        job = executor.submit(run_node, spec.run_dir)
+        # submitit prints what sbatch says, and raises it too: once is enough.
+        with contextlib.redirect_stderr(io.StringIO()):
+            job = executor.submit(run_node, spec.run_dir)
     except (FailedJobError, FailedSubmissionError) as error:
         raise LaunchError(f"sbatch refused the job: {str(error).strip()}") from error
     return str(job.job_id), command

@@ -25,7 +25,7 @@ class LaunchError(Exception):
     """A request that can't be carried out. `str(error)` says what to do about it."""
 
     exit_code = REFUSED
-    prefix = "ERROR: "
+    prefix = "error: "
 
 
 class RendezvousError(LaunchError):

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +19,7 @@ from launch.errors import OK, TERMINATED, LaunchError
 from launch.outcome import read_outcome
 from launch.records import read_json
 from launch.spec import JobSpec
+from strict_settings import Problem
 
 AGENT_GRACE_S = 6.0
 """From SIGTERM to SIGKILL of an agent, which needs up to 3.5 s for its own ranks."""
@@ -40,6 +41,20 @@ def slurm_variables(spec: JobSpec, job_id: str, node: int) -> dict[str, str]:
         "SLURM_CPUS_PER_TASK": str(spec.cpus_per_task),
         "SLURMD_NODENAME": f"local{node}",
     }
+
+
+def request_problems(spec: JobSpec, num_gpus: int | None) -> Iterator[Problem]:
+    """What the job asks for and this machine can't give.
+
+    Args:
+        spec: the job.
+        num_gpus: GPUs of this machine; None where their number can't be told.
+    """
+    wanted = spec.resources.gpus_per_node
+    if num_gpus is not None and wanted > num_gpus:
+        rule = f"be at most {num_gpus}, the GPUs that this machine shows"
+        remedy = f"Give --gpus-per-node {num_gpus}, and --procs-per-node for the ranks; or --executor slurm."
+        yield Problem("gpus_per_node", wanted, rule, remedy)
 
 
 class Supervisor:

@@ -16,6 +16,8 @@ from launch.records import make_directory, read_json
 
 PENDING, RUNNING = "PENDING", "RUNNING"
 COMPLETED, FAILED, CANCELLED, LOST = "COMPLETED", "FAILED", "CANCELLED", "LOST"
+CANCEL_GRACE_S = 120.0
+"""By then a cancelled job is gone, if nothing can be learned of it: Slurm's KillWait is 30 s by default."""
 ENDED = (COMPLETED, FAILED, CANCELLED, LOST)
 
 
@@ -54,6 +56,12 @@ class Run:
         return (self.path / "cancelled.json").exists()
 
     @property
+    def cancelled_for_s(self) -> float:
+        """Seconds since it was told to stop; 0 where it was not."""
+        told = read_json(self.path / "cancelled.json") or {}
+        return time.time() - float(told["cancelled_at"]) if "cancelled_at" in told else 0.0
+
+    @property
     def attempt(self) -> int | None:
         """The latest attempt that has begun; None before the first."""
         folder = self.path / "exit"
@@ -86,6 +94,8 @@ class Status:
     state: str
     outcome: Outcome
     reason: str = ""
+    is_guess: bool = False
+    """The executor can't be asked: the run's own records are all that is known."""
 
     @property
     def has_ended(self) -> bool:
@@ -109,20 +119,24 @@ def status_of(run: Run, ask_executor: Callable[[], View]) -> Status:
         return Status(COMPLETED, outcome)
     if outcome.is_complete and cause is not None and not cause.stopped and not run.is_cancelled:
         return Status(FAILED, outcome)
+    if run.is_cancelled and outcome.is_complete:
+        return Status(CANCELLED, outcome)  # it is not requeued
     view = ask_executor()
     if view.presence == "waiting":
         state = PENDING
     elif view.presence == "running":
         state = RUNNING
     elif view.presence == "unknown":
-        state = PENDING if run.attempt is None else RUNNING
+        # scancel has taken it: a job that never began is gone, and one that ran is after Slurm's grace.
+        is_gone = run.is_cancelled and (run.attempt is None or run.cancelled_for_s > CANCEL_GRACE_S)
+        state = CANCELLED if is_gone else PENDING if run.attempt is None else RUNNING
     elif run.is_cancelled or view.reason == "CANCELLED":
         state = CANCELLED
     elif cause is not None or view.reason:
         state = FAILED
     else:
         state = LOST
-    return Status(state, outcome, view.reason)
+    return Status(state, outcome, view.reason, is_guess=view.presence == "unknown")
 
 
 # --- which runs there are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -37,12 +38,22 @@ def check_script(spec: JobSpec, environ: Mapping[str, str]) -> None:
 
     Raises:
         ScriptRefusedError: with its message and code.
+        LaunchError: it does not end, or cannot be started.
     """
     if Path(spec.script) != DEFAULT_SCRIPT:
         return
-    result = _run_as_job([spec.python, spec.script, *spec.script_args, "--check"], spec, environ, CHECK_TIMEOUT_S)
+    command = [spec.python, spec.script, *spec.script_args, "--check"]
+    try:
+        result = _run_as_job(command, spec, environ, CHECK_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        what = f"{shlex.join(command)} did not end within {CHECK_TIMEOUT_S:g} s"
+        raise LaunchError(
+            f"{what}; it must. Is a disk slow that holds Python or the data? Nothing was submitted."
+        ) from error
+    except OSError as error:
+        raise LaunchError(f"python is {spec.python!r}; it must be a program that starts: {error.strerror}.") from error
     if result.returncode:
-        message = result.stderr.strip() or f"{spec.script} --check exits with {result.returncode}."
+        message = result.stderr.strip() or f"error: {spec.script} --check exits with {result.returncode}."
         raise ScriptRefusedError(message, result.returncode if result.returncode > 0 else REFUSED)
 
 
@@ -183,6 +194,10 @@ def cancel(run: Run) -> None:
         raise LaunchError(f"the run is local to {submission['host']}; cancel it there.")
     write_json(run.path / "cancelled.json", {"cancelled_at": time.time(), "host": socket.gethostname()})
     if submission["executor"] == "slurm":
-        cluster.cancel(run)
+        try:
+            cluster.cancel(run)
+        except LaunchError:
+            (run.path / "cancelled.json").unlink(missing_ok=True)  # it goes on
+            raise
     elif _supervisor_lives(submission):
         processes.send([submission["pid"]], signal.SIGTERM)

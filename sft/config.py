@@ -276,10 +276,10 @@ class Args:
             remedy = "Give a hub name or a folder, or a config for random weights."
             rule = "be given, or model_config, and not both"
             yield Problem("model_name_or_path", self.model_name_or_path, rule, remedy)
+        elif self.model_config is not None and self.tokenizer_name is None:
+            yield Problem("tokenizer_name", None, "be given together with model_config")
         if self.model_config is not None and not isinstance(self.model_config.get("model_type"), str):
             yield Problem("model_config", self.model_config, "name a model_type", "For example model_type: qwen3.")
-        if self.model_config is not None and self.tokenizer_name is None:
-            yield Problem("tokenizer_name", None, "be given together with model_config")
         if self.train_file is None and not self.train_files:
             yield Problem("train_file", None, "be given", "Name a JSON or JSONL file of conversations.")
         if self.train_file is not None and self.train_files:

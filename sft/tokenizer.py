@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,10 @@ def build_tokenizer(args: Args) -> Any:
     Raises:
         SettingsError: the tokenizer cannot be loaded, or its chat template not be read.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     field = "tokenizer_name" if args.tokenizer_name else "model_name_or_path"
     name = args.tokenizer_name or args.model_name_or_path
-    folder = Path(str(name))
     try:
-        if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-            # A bare tokenizer.json names no class; every fast tokenizer can be loaded as the generic one.
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        tokenizer = _loaded(str(name), args.trust_remote_code)
     except Exception as error:  # the library raises many kinds; its own words are the best there are
         raise cannot_load(field, name, error) from error
     if args.chat_template_path is not None:
@@ -42,6 +36,29 @@ def _chat_template(name: str) -> str:
         raise SettingsError(Problem("chat_template_path", name, rule, f"{reason}.")) from error
 
 
+def _loaded(name: str, trust_remote_code: bool) -> Any:
+    """What AutoTokenizer gives; it imports torch for the sake of model configs, seconds that plain folders need not."""
+    folder = Path(name)
+    if (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        if not (folder / "tokenizer_config.json").is_file():
+            # A bare tokenizer.json names no class; every fast tokenizer can be loaded as the generic one.
+            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        if _names_the_generic_class(folder):
+            return PreTrainedTokenizerFast.from_pretrained(name)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def _names_the_generic_class(folder: Path) -> bool:
+    """Whether nothing in the folder could make AutoTokenizer choose another class: no model, no code of its own."""
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    is_generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    return is_generic and "auto_map" not in config and not (folder / "config.json").exists()
+
+
 def pad_token_id(tokenizer: Any) -> int:
     """Any valid id does: padding is masked by position, never by id, so that it may be the end-of-text token."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
@@ -52,10 +69,10 @@ def pad_token_id(tokenizer: Any) -> int:
 
 def stop_tokens(args: Args, tokenizer: Any) -> tuple[str, ...]:
     """The tokens at which the model's own generation settings stop; none where it has no such settings."""
-    from transformers import GenerationConfig
-
     if args.model_name_or_path is None:
         return ()
+    from transformers import GenerationConfig
+
     try:
         found = GenerationConfig.from_pretrained(args.model_name_or_path).eos_token_id
     except OSError:  # there is no generation_config.json

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import yaml
 
 from strict_settings import scalars
 from strict_settings.problems import Described, Problem, SettingsError, with_suggestion
-from strict_settings.schema import _dataclass_in, _union_parts
+from strict_settings.schema import _dataclass_in, _union_parts, annotations
 from strict_settings.source import Path, Source
 
 
@@ -56,7 +56,7 @@ def parse_command_line(cls: type, words: Sequence[str], aliases: Mapping[str, st
 
 def _fields(cls: type, path: Path = ()) -> dict[Path, Any]:
     """Path → annotation, of every field that can be given as an option."""
-    hints = get_type_hints(cls)
+    hints = annotations(cls)
     result: dict[Path, Any] = {}
     for field in dataclasses.fields(cls):
         here = (*path, field.name)
@@ -111,12 +111,12 @@ def _parsed(text: str, hint: Any, option: str) -> Any:
 
 def _parsed_collection(text: str, option: str) -> Any:
     """A list or mapping in YAML's flow style, of which JSON is a part; `a,b` is a list too."""
-    from strict_settings.yaml_file import _Reader
+    from strict_settings.yaml_file import _Reader, compose
 
     if text[:1] not in ("{", "["):
         return [scalars.resolve(part.strip()) for part in text.split(",")]
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = compose(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise SettingsError(Problem(f"--{option}", text, "be JSON or YAML, as in {key: value} or [a, b]")) from error
     assert node is not None

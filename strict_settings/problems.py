@@ -52,7 +52,11 @@ def written(value: object) -> str:
 
 
 def with_suggestion(name: str, known: Iterable[str]) -> str:
-    """`Did you mean 'learning_rate'?` where something known is close, else all that is known."""
+    """`Did you mean 'learning_rate'?` where something known is close, else all that is known; both where one begins as
+    the other does, as `r` and `rank`."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
+        return f"Did you mean {close[0]!r}?"
+    akin = [other for other in known if name and (name.startswith(other) or other.startswith(name))]
+    question = f"Did you mean {max(akin, key=len)!r}? " if akin else ""
+    return f"{question}Known: {', '.join(known)}."

@@ -10,6 +10,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from strict_settings.problems import Described, Problem, SettingsError, with_suggestion
@@ -44,6 +45,12 @@ def above(bound: float) -> Rule:
 def below(bound: float) -> Rule:
     """`value < bound`."""
     return Rule(f"be below {bound}", lambda value: value < bound)
+
+
+@cache
+def annotations(cls: type, *, with_rules: bool = False) -> Mapping[str, Any]:
+    """Field name → its type, or with the rules around it; evaluated once, as each annotation is compiled for it."""
+    return get_type_hints(cls, include_extras=with_rules)
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -112,7 +119,7 @@ def _flatten(
     problems: list[Problem],
 ) -> None:
     """Adds each leaf of one source to `merged`; nested dataclasses are walked, so that sources merge inside them."""
-    hints = get_type_hints(cls)
+    hints = annotations(cls)
     seen: dict[str, str] = {}
     for key, value in values.items():
         name = aliases.get(key, key)
@@ -132,7 +139,19 @@ def _flatten(
             merged.setdefault(here, ({}, source))
         else:
             place = Source({}, source.name, {here: where})
+            problems.extend(_problems_of_overridden(merged.get(here), annotations(cls, with_rules=True)[name], here))
             merged[here] = (value, place if not isinstance(value, Mapping | list) else source)
+
+
+def _problems_of_overridden(given: tuple[Any, Source] | None, hint: Any, path: Path) -> Iterable[Problem]:
+    """What is wrong with a value that a later source replaces: it stands in a file, and waits for the next run."""
+    if given is None or _dataclass_in(hint):
+        return ()
+    try:
+        _converted(given[0], hint, path, given[1])
+    except SettingsError as error:
+        return error.problems
+    return ()
 
 
 def _unknown_key(path: Path, known: list[str], where: str) -> Problem:
@@ -154,7 +173,7 @@ def _union_parts(hint: Any) -> tuple[Any, ...]:
 
 def _construct(cls: type[T], path: Path, merged: Mapping[Path, tuple[Any, Source]], problems: list[Problem]) -> T:
     """The instance; fields with problems keep their default, or None where they have none."""
-    hints, plain_hints = get_type_hints(cls, include_extras=True), get_type_hints(cls)
+    hints, plain_hints = annotations(cls, with_rules=True), annotations(cls)
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         here = (*path, field.name)
@@ -232,7 +251,7 @@ def _one_of(value: Any, choices: tuple[Any, ...], path: Path, source: Source) ->
 def _as_scalar(value: Any, kind: Any, path: Path, source: Source) -> Any:
     name = path[-1]
     if dataclasses.is_dataclass(kind):
-        raise _wrong(value, "be a mapping", "Write {key: value}.", path, source)
+        raise _wrong(value, "be a mapping", _mapping_remedy(name, kind), path, source)
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
@@ -257,6 +276,13 @@ def _as_scalar(value: Any, kind: Any, path: Path, source: Source) -> Any:
         str: ("be text", f'Write it in quotes: {name}: "{"" if value is None else value}".'),
     }.get(kind, (f"be a {getattr(kind, '__name__', kind)}", ""))
     raise _wrong(value, rule, remedy, path, source)
+
+
+def _mapping_remedy(name: str, kind: Any) -> str:
+    """How to write a nested mapping, with the keys that it has."""
+    keys = sorted(field.name for field in dataclasses.fields(kind))
+    switch = f" {name}: {{enabled: true}} takes the defaults." if "enabled" in keys else ""
+    return f"Write {{key: value}}. Known: {', '.join(keys)}.{switch}"
 
 
 def _wrong(value: Any, rule: str, remedy: str, path: Path, source: Source) -> SettingsError:

@@ -67,7 +67,7 @@ def _read_text(path: Path) -> str:
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
-        node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = compose(text)
     except RecursionError as error:
         raise SettingsError(Problem("the nesting", Described("too deep"), "be flatter", where=name)) from error
     except yaml.YAMLError as error:
@@ -77,6 +77,27 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         raise SettingsError(
             Problem("the file", what, "be valid YAML", "Look at this line and the one above.", where)
         ) from error
+    return node
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes; of a tag that somebody wrote the node keeps the spelling, which no plain value has."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        tag = getattr(self.peek_event(), "tag", None)
+        node = super().compose_node(parent, index)
+        if tag is not None:
+            node.tag = tag.replace("tag:yaml.org,2002:", "!!")
+        return node
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The document's node, or None for an empty one.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     return node
 
 
@@ -116,6 +137,8 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode) or not isinstance(key, str) or key == "<<":
                 shown = key if isinstance(key, str) else Described("a list or a mapping")
                 raise SettingsError(Problem("a key", shown, "be a plain word", where=where))
+            if key_node.tag.startswith("!"):
+                raise SettingsError(Problem("the tag", key_node.tag, "not be given", "Write plain YAML keys.", where))
             dotted = ".".join((*path, key))
             if key in result:
                 first = self.places[(*path, key)]

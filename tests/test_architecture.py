@@ -58,8 +58,8 @@ LAYERS = {
     ],
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
-        "__init__ errors records processes",
-        "network rendezvous outcome spec rank",
+        "__init__ errors records processes devices",
+        "network rendezvous outcome spec rank options",
         "settings command runs",
         "script agent logs report local",
         "cluster",

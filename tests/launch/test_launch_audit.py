@@ -65,6 +65,7 @@ def test_a_dry_run_does_not_look_at_the_data(folder: Path) -> None:
     assert (done.returncode, "audit" in done.stderr) == (0, False)
 
 
+@pytest.mark.ranks
 def test_skip_audit_submits_without_a_look(folder: Path) -> None:
     """The run itself then meets the row, and ends with the same code."""
     done = submitted(folder, "--skip-audit", "--wait", "--", "--train_file", "bad.jsonl", "--report_to=none")

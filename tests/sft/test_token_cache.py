@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cache_makers import make
 from tiny import TOKENIZER, write_conversations
 
 import sft.claims
@@ -134,20 +135,14 @@ def test_an_interrupted_making_goes_on_with_the_blocks_that_are_there(
     ]
 
 
-def _make(source: Path, folder: Path, results: Any) -> None:
-    sft.encoding_cache.ROWS_PER_BLOCK = 8
-    found = dataset(source, folder, encoding())
-    results.put((os.getpid(), [list(map(int, document.input_ids)) for document in found]))
-
-
 def test_several_makers_share_the_blocks_and_none_corrupts_the_others(tmp_path: Path) -> None:
     source, how = write_conversations(tmp_path / "a.jsonl", 60), encoding()
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    makers = [context.Process(target=_make, args=(source, tmp_path / "cache", results)) for _ in range(3)]
+    makers = [context.Process(target=make, args=(source, tmp_path / "cache", how, results)) for _ in range(3)]
     for maker in makers:
         maker.start()
-    found = [results.get(timeout=120)[1] for _ in makers]
+    found = [results.get(timeout=120) for _ in makers]
     for maker in makers:
         maker.join()
         assert maker.exitcode == 0
@@ -159,11 +154,10 @@ def test_failure_mode_33_those_who_do_not_encode_wait_outside_of_collectives(
     tmp_path: Path,
 ) -> None:
     source = write_conversations(tmp_path / "a.jsonl", 20)
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    maker = context.Process(target=_make, args=(source, tmp_path / "cache", results))
+    how = encoding()
+    maker = multiprocessing.get_context("spawn").Process(target=make, args=(source, tmp_path / "cache", how))
     maker.start()
-    found = dataset(source, tmp_path / "cache", encoding(), makes=False)
+    found = dataset(source, tmp_path / "cache", how, makes=False)
     maker.join()
     assert len(found) == 20
 

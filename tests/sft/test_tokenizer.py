@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TOKENIZER
 
-from sft.config import Args
+from sft.config import ROOT, Args
 from sft.formats import Conversation
 from sft.masking import Masker
 from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
@@ -39,6 +42,41 @@ def test_a_chat_template_that_cannot_be_read_is_a_mistake_in_the_settings(
         SettingsError, match=r"chat_template_path is '.*template\.jinja'; it must be a text file in UTF-8"
     ):
         build_tokenizer(Args(tokenizer_name=TOKENIZER, chat_template_path=str(path)))
+
+
+def test_a_folder_of_the_generic_class_is_loaded_as_auto_tokenizer_does_but_without_torch() -> None:
+    from transformers import AutoTokenizer
+
+    found, expected = build_tokenizer(Args(tokenizer_name=TOKENIZER)), AutoTokenizer.from_pretrained(TOKENIZER)
+    assert type(found) is type(expected)
+    assert found.init_kwargs.keys() == expected.init_kwargs.keys()
+    assert found.chat_template == expected.chat_template
+    assert found.special_tokens_map == expected.special_tokens_map
+    assert found.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+    code = (
+        "import sys\nfrom sft.config import Args\nfrom sft.tokenizer import build_tokenizer, stop_tokens\n"
+        "args = Args(tokenizer_name=sys.argv[1])\nstop_tokens(args, build_tokenizer(args))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, TOKENIZER], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "more"),
+    [
+        ("config.json", {"model_type": "qwen2"}),
+        ("tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}}),
+    ],
+)
+def test_whatever_could_name_another_class_is_left_to_auto_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, more: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(TOKENIZER, tmp_path / "tokenizer")
+    known = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(known | more))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name, **_: f"auto: {name}")
+    assert build_tokenizer(Args(tokenizer_name=str(folder))) == f"auto: {folder}"
 
 
 def test_the_models_own_stop_tokens_end_turns_also_where_the_next_message_writes_them(tmp_path: Path) -> None:

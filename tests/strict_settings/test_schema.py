@@ -186,8 +186,10 @@ def test_a_later_source_replaces_a_plain_mapping_whole() -> None:
     assert outer({"options": {"a": 1}}, {"options": {"b": 2}}).options == {"b": 2}
 
 
-def test_a_value_that_is_overridden_need_not_be_valid() -> None:
-    assert outer({"count": "x"}, {"count": 2}).count == 2
+def test_a_wrong_value_is_told_also_where_a_later_source_replaces_it() -> None:
+    assert refusal({"count": "x"}, {"count": 2}).startswith("run.yaml:1: count is 'x'; it must be a whole number")
+    assert refusal({"inner": {"r": 0}}, {"inner": {"r": 8}}).startswith("run.yaml:1: inner.r is 0; it must be ")
+    assert outer({"count": 1, "inner": {"r": 4}}, {"count": 2, "inner": {"r": 8}}).inner.r == 8
 
 
 def test_all_problems_come_in_one_message_each_with_its_line() -> None:
