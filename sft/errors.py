@@ -32,6 +32,6 @@ class CheckpointError(SftError):
 
 
 class NonFiniteError(SftError):
-    """A loss or a gradient that is no number; nothing was stepped with it."""
+    """A loss, a gradient or a final weight that is no number; nothing was stepped with it, and no model holds it."""
 
     exit_code = 15

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sft.engine import Engine
+from sft.errors import NonFiniteError
 from sft.storage import TensorEntry, publish, write_tensors
 from sft.world import World
 
@@ -27,6 +29,9 @@ def export_model(
     """Writes what `from_pretrained(folder)` loads: a whole model, or an adapter (peft) and, if asked for, `merged/`.
 
     A collective: every rank calls it; rank 0 writes.
+
+    Raises:
+        NonFiniteError: a weight is no number, or too large for `dtype`; on every rank, and no weights are left there.
     """
     if hasattr(engine.model, "peft_config"):
         _export_adapter(engine, tokenizer, folder, world)
@@ -56,13 +61,36 @@ def _export_whole(engine: Engine, tokenizer: Any, folder: Path, world: World, dt
     adapters = _adapters(engine) if hasattr(model, "peft_config") else {}
 
     def entry(name: str, tensor: Tensor) -> TensorEntry:
-        return TensorEntry(
-            _plain_name(name), _num_elements(tensor) * dtype.itemsize, lambda: _merged(engine, name, adapters).to(dtype)
-        )
+        def written() -> Tensor:
+            whole = _merged(engine, name, adapters)
+            return _finite(_plain_name(name), whole, dtype) if isinstance(tensor, Parameter) else whole.to(dtype)
+
+        return TensorEntry(_plain_name(name), _num_elements(tensor) * dtype.itemsize, written)
 
     entries = [entry(name, tensor) for name, tensor in _saved_tensors(model) if ".lora_" not in name]
     inner = model.get_base_model() if adapters else model
-    _write_whole(inner, entries, tokenizer, folder, is_main=world.is_main, dtype=dtype)
+    try:
+        _write_whole(inner, entries, tokenizer, folder, is_main=world.is_main, dtype=dtype)
+    except NonFiniteError:
+        if world.is_main:
+            _remove_weights(folder)
+        raise
+
+
+def _finite(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight as it is written. Gradients were finite in every step, but the step itself may have been too long.
+
+    Raises:
+        NonFiniteError: it holds infinities or no numbers, or does so in `dtype`.
+    """
+    written = weight.to(dtype)
+    if bool(torch.isfinite(written).all()):
+        return written
+    if torch.isfinite(weight).all():
+        what, remedy = f"values that {dtype} can't hold", "Choose save_dtype: float32 or bfloat16."
+    else:
+        what, remedy = "values that are no finite numbers", "Lower learning_rate."
+    raise NonFiniteError(f"the weight {name} has {what}; the final model must be finite, and is not written. {remedy}")
 
 
 def _write_whole(
@@ -109,9 +137,11 @@ def _export_adapter(engine: Engine, tokenizer: Any, folder: Path, world: World) 
     model = engine.model
     names = [name for name, _ in model.named_parameters() if ".lora_" in name]
     parameters = dict(model.named_parameters())
-    entries = [
-        TensorEntry(name, _num_elements(parameters[name]) * 4, partial(engine.gather, name, "weight")) for name in names
-    ]
+
+    def weight(name: str) -> Tensor:
+        return _finite(name, engine.gather(name, "weight"), torch.float32)
+
+    entries = [TensorEntry(name, _num_elements(parameters[name]) * 4, partial(weight, name)) for name in names]
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         model.peft_config["default"].save_pretrained(str(folder))

@@ -6,10 +6,12 @@ after the settings have been checked: a typing mistake is told in a tenth of a s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,14 +92,19 @@ def train_with(args: Args) -> None:
 
 def train_in_world(args: Args, world: World) -> None:
     """The whole run in a process group that is there already."""
+    with _output_dir(args, world) as output_dir:
+        _train_into(output_dir, args, world)
+
+
+def _train_into(output_dir: Path, args: Args, world: World) -> None:
     from sft.checkpoint import Checkpoints, RunState
     from sft.export import export_model
     from sft.history import History
     from sft.loop import Plan, train
     from sft.masking import Masker, MaskOptions
+    from sft.storage import write_json
     from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
 
-    output_dir = _prepared_output_dir(args, world)
     tokenizer = build_tokenizer(args)
     masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stop_tokens(args, tokenizer))
     train_data = _dataset(args.train_sources, args.max_train_samples, masker, args, world)
@@ -107,6 +114,8 @@ def train_in_world(args: Args, world: World) -> None:
     checkpoints = Checkpoints(output_dir / "checkpoints", world, plan.identity(args), args.save_total_limit)
     found = checkpoints.find(args.resume_from_checkpoint)
     state = checkpoints.load(found, engine) if found is not None else RunState()
+    if world.is_main:
+        write_json(output_dir / "arguments.json", args.to_json())  # only now: nothing is left to be refused
     _say(world, _description(args, plan, world))
     if found is not None:
         _say(world, f"resuming from {found}")
@@ -123,16 +132,21 @@ def train_in_world(args: Args, world: World) -> None:
     _say(world, f"model: {output_dir}")
 
 
-def _prepared_output_dir(args: Args, world: World) -> Path:
-    """The output directory, with `arguments.json` in it."""
-    from sft.storage import storage_errors, write_json
+@contextmanager
+def _output_dir(args: Args, world: World) -> Iterator[Path]:
+    """The output directory. Of a run that is refused it leaves nothing behind, unless it was there before."""
+    from sft.storage import storage_errors
 
     output_dir = Path(args.output_dir)
     if world.is_main:
         with storage_errors(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / "arguments.json", args.to_json())
-    return output_dir
+    try:
+        yield output_dir
+    finally:
+        if world.is_main:
+            with contextlib.suppress(OSError):  # it holds something
+                output_dir.rmdir()
 
 
 def _dataset(

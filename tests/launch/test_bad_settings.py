@@ -21,6 +21,15 @@ BAD = [
     # what is wrong, lines after the good ones, options, what the message holds
     ("unknown key", "learing_rate: 1e-5", [], ["run.yaml:4: ", "'learing_rate'", "Did you mean 'learning_rate'?"]),
     ("unknown nested key", "lora: {rank: 8}", [], ["run.yaml:4: ", "'lora.rank'", "Known: alpha"]),
+    ("unknown nested key, akin", "lora: {rank: 8}", [], ["run.yaml:4: ", "Did you mean 'r'?"]),
+    (
+        "word for a mapping",
+        "lora: yes",
+        [],
+        ["run.yaml:4: lora is 'yes'; it must be a mapping", "lora: {enabled: true}"],
+    ),
+    ("overridden", "launch: {nodes: 010}", ["--nodes", "2"], ["run.yaml:4: nodes is '010'; it must be a whole number"]),
+    ("tag", "seed: !!str 7", [], ["run.yaml:4: the tag is '!!str'; it must not be given."]),
     ("wrong type", "seed: many", [], ["run.yaml:4: seed is 'many'; it must be a whole number", "Write for example"]),
     ("leading zero", "launch: {nodes: 010}", [], ["run.yaml:4: nodes is '010'; it must be a whole number"]),
     ("unknown launch key", "launch: {node: 2}", [], ["run.yaml:4: ", "'node'", "Did you mean 'nodes'?"]),
@@ -51,6 +60,8 @@ def test_refused(tmp_path: Path, lines: str, options: list[str], expected: list[
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines().count("") == 0
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
     for text in expected:
         assert text in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -43,6 +43,15 @@ def test_requests(make_spec: Callable[..., JobSpec], request_: dict[str, object]
         assert message in str(problems[0])
 
 
+def test_cpus_that_follow_from_gpus_are_not_told_as_well(make_spec: Callable[..., JobSpec]) -> None:
+    spec = make_spec(gpus_per_node=99, procs_per_node=99, cpus_per_task=99)
+    problems = cluster.request_problems(spec, cluster.parse_partitions(SINFO))
+    assert [problem.field for problem in problems] == ["gpus_per_node"]
+    spec = make_spec(gpus_per_node=99, procs_per_node=99, cpus_per_task=100)
+    problems = cluster.request_problems(spec, cluster.parse_partitions(SINFO))
+    assert [problem.field for problem in problems] == ["gpus_per_node", "cpus_per_task"]
+
+
 def test_nothing_is_said_of_a_cluster_that_is_not_known(make_spec: Callable[..., JobSpec]) -> None:
     assert not list(cluster.request_problems(make_spec(nodes=1000), {}))
 

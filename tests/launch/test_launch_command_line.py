@@ -123,11 +123,15 @@ def test_dry_run_leaves_nothing(probe: Path, capsys: pytest.CaptureFixture[str])
         (["wait"], "there is no run yet"),
         (["status", "--", "x"], "only `submit` passes arguments"),
         (["submit", "--config", "none.yaml"], "none.yaml"),
+        (["submit", "--script", "probe.py", "--executor", "local", "--gpus-per-node", "99"], "gpus_per_node is 99; it"),
     ],
 )
 def test_refusals(probe: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     assert main(words) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert [line for line in error.splitlines() if line.lower().startswith("error")] == [error.splitlines()[0]]
+    assert error.startswith("error: ")
     assert os.listdir(probe.parent) == ["probe.py"]
 
 
@@ -138,6 +142,34 @@ def test_unknown_words(words: list[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(words)
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["submit", "--nodse", "2"],
+            "the option --nodse is unknown; it must be a known option. Did you mean '--nodes'?",
+        ),
+        (["submit", "--nodse=2"], "the option --nodse is unknown; it must be a known option. Did you mean '--nodes'?"),
+        (
+            ["submit", "--learning_rate", "1"],
+            "the option --learning_rate is unknown; it must be a known option. Those of",
+        ),
+        (["submit", "stray"], "the word is 'stray'; it must belong to an option."),
+        (["status", "--nodes", "2"], "the option --nodes is unknown; it must be a known option.\n"),
+        (
+            ["stauts"],
+            "COMMAND is 'stauts'; it must be one of submit, status, logs, cancel, wait. Did you mean 'status'?",
+        ),
+    ],
+)
+def test_unknown_words_are_told_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert len(error.splitlines()) == 2
 
 
 def test_slurm_that_does_not_answer(
@@ -159,7 +191,7 @@ def test_the_trainers_own_check_is_passed_on(probe: Path, tmp_path: Path) -> Non
 
 
 def test_failed_submission_leaves_no_directory(
-    probe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    probe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bin_dir = probe.parent / "bin"
     bin_dir.mkdir()
@@ -172,8 +204,24 @@ def test_failed_submission_leaves_no_directory(
         (bin_dir / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
     assert main(["submit", "--script", "probe.py", "--executor", "slurm", "--name", "x"]) == 2
-    assert "Invalid qos" in capsys.readouterr().err
+    assert capfd.readouterr().err.count("Invalid qos") == 1
     assert os.listdir(probe.parent / "runs") == []
+
+
+def test_a_check_that_does_not_end_is_a_refusal(
+    probe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.submit.CHECK_TIMEOUT_S", 0.001)
+    assert main(["submit", "--executor", "local"]) == 2
+    error = capsys.readouterr().err
+    assert "--check did not end within 0.001 s; it must." in error
+    assert "Traceback" not in error
+    assert not (probe.parent / "runs").exists()
+
+
+def test_a_python_that_does_not_start_is_a_refusal(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--executor", "local", "--python", "/none/python"]) == 2
+    assert "python is '/none/python'; it must be a program that starts" in capsys.readouterr().err
 
 
 def test_job_json_is_plain_and_private(probe: Path) -> None:

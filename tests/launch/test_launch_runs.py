@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,51 @@ def test_without_records_the_executor_is_asked(run: Run, view: View, cancelled: 
         (run.path / "cancelled.json").write_text("{}")
     status = runs.status_of(run, lambda: view)
     assert (status.state, status.code) == (state, code)
+
+
+def test_a_job_cancelled_before_it_began_is_cancelled_also_where_squeue_can_not_be_asked(run: Run) -> None:
+    away = View("unknown", "squeue did not answer within 15 s")
+    (run.path / "exit" / "0").rmdir()
+    assert runs.status_of(run, lambda: away).state == "PENDING"
+    (run.path / "cancelled.json").write_text(json.dumps({"cancelled_at": time.time()}))
+    status = runs.status_of(run, lambda: away)
+    assert (status.state, status.code, status.has_ended) == ("CANCELLED", 143, True)
+
+
+def test_a_cancelled_job_is_gone_with_its_last_record_or_after_slurms_grace(run: Run) -> None:
+    away = View("unknown", "squeue is not on PATH")
+    (run.path / "cancelled.json").write_text(json.dumps({"cancelled_at": time.time()}))
+    assert runs.status_of(run, lambda: away).state == "RUNNING"
+    (run.path / "cancelled.json").write_text(json.dumps({"cancelled_at": time.time() - runs.CANCEL_GRACE_S - 1}))
+    assert runs.status_of(run, lambda: away).state == "CANCELLED"
+    (run.path / "cancelled.json").write_text(json.dumps({"cancelled_at": time.time()}))
+    record(run, "rank-0", rank=0, node=0, code=143, stopped=True)
+    nodes_ended(run, 143, stopped=True)
+    assert runs.status_of(run, never).state == "CANCELLED"
+
+
+def test_it_is_told_once_that_only_the_records_are_known(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launch import submit
+    from launch.__main__ import _Watch
+
+    monkeypatch.setattr("launch.__main__.SQUEUE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(submit, "executor_view", lambda _: View("unknown", "squeue is not on PATH"))
+    watch = _Watch(run)
+    assert (watch.has_ended(), watch.has_ended()) == (False, False)
+    assert capsys.readouterr().err == "squeue is not on PATH: only the run's own records tell how it stands.\n"
+
+
+def test_a_job_that_scancel_did_not_take_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from launch import submit
+
+    monkeypatch.setenv("PATH", "")
+    submission = {"executor": "slurm", "job_id": "7", "host": "ctl"}
+    (run.path / "submission.json").write_text(json.dumps(submission))
+    with pytest.raises(LaunchError, match="scancel is not on PATH"):
+        submit.cancel(run)
+    assert not run.is_cancelled
 
 
 def test_requeued_job_is_pending_although_its_first_attempt_was_stopped(run: Run) -> None:

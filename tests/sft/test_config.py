@@ -93,6 +93,12 @@ def test_settings_that_do_not_go_together(tmp_path: Path, values: dict[str, Any]
         load(tmp_path, **values)
 
 
+def test_of_a_name_beside_a_config_only_that_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(tmp_path, model_name_or_path="x/y", tokenizer_name=None)
+    assert [problem.field for problem in refused.value.problems] == ["model_name_or_path"]
+
+
 def test_several_sources_are_found_beside_the_settings_with_their_splits(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     sources = {"train.jsonl": 1, "data@test": 0.5, "data": 2, "owner/data@test": 1}

@@ -15,7 +15,7 @@ import torch
 from tiny import QWEN3, losses, tiny_args, write_conversations
 
 from sft.config import Args, LoraArgs
-from sft.errors import CheckpointError, NonFiniteError, StorageError
+from sft.errors import CheckpointError, DataError, NonFiniteError, StorageError
 from sft.train import main, run_training, train_with
 from strict_settings import SettingsError
 
@@ -209,6 +209,38 @@ def test_each_way_to_fail_has_its_exit_code_and_one_message(
         assert len(errors) == 1
         assert errors[0].startswith(message)
         assert not list(tmp_path.glob(f"out{number}/model*.safetensors"))
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_refused_run_leaves_nothing_behind(args: Args, tmp_path: Path, is_new: bool) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    if not is_new:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "arguments.json").write_text("those of a run before")
+    with pytest.raises(DataError):
+        train_with(replace(args, output_dir=str(tmp_path / "out"), train_file=str(tmp_path / "bad.jsonl")))
+    assert (tmp_path / "out").exists() != is_new
+    if not is_new:
+        assert (tmp_path / "out" / "arguments.json").read_text() == "those of a run before"
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora": {"r": 2}}])
+def test_weights_that_are_no_numbers_are_no_model(
+    args: Args, tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: dict[str, Any]
+) -> None:
+    """One step that is too long for float32: loss and gradient were finite, what it leaves is not."""
+    folder = tmp_path / "out"
+    own = {"output_dir": str(folder), "learning_rate": 1e39, "max_steps": 1, "lr_scheduler_type": "constant"}
+    assert main(words(args, **own, warmup_steps=0, **lora)) == 15
+    error = capsys.readouterr().err
+    assert "has values that are no finite numbers; the final model must be finite, and is not written." in error
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_weights_that_float16_can_not_hold_are_no_model(args: Args) -> None:
+    own = {"learning_rate": 1e5, "max_steps": 1, "lr_scheduler_type": "constant", "save_dtype": "float16"}
+    with pytest.raises(NonFiniteError, match=r"torch\.float16 can't hold.*Choose save_dtype: float32 or bfloat16"):
+        train_with(replace(args, **own, warmup_steps=0))
 
 
 def test_from_python_values_of_every_kind_win_over_the_file(args: Args, tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def test_a_duplicate_key_is_refused_with_both_lines(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("a: 1\nb: !!python/object/apply:os.system ['x']\n", "DIR/run.yaml:2: the tag is "),
+        ("a: !!str 7\n", "DIR/run.yaml:1: the tag is '!!str'; it must not be given. Write plain YAML values."),
+        ("a: [1, !!int '2']\n", "DIR/run.yaml:1: the tag is '!!int'; it must not be given."),
+        ("a: !!map {b: 1}\n", "DIR/run.yaml:1: the tag is '!!map'; it must not be given."),
+        ("!!str a: 1\n", "DIR/run.yaml:1: the tag is '!!str'; it must not be given. Write plain YAML keys."),
+        ("a: ! 7\n", "DIR/run.yaml:1: the tag is '!'; it must not be given."),
         ("a: !include secrets.yaml\n", "DIR/run.yaml:1: the tag is '!include'; it must not be given."),
         ("a: 1\n<<: {b: 2}\n", "DIR/run.yaml:2: a key is '<<'; it must be a plain word."),
         ("? [x, y]\n: 1\n", "DIR/run.yaml:1: a key is a list or a mapping; it must be a plain word."),
