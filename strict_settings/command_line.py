@@ -11,7 +11,7 @@ import yaml
 
 from strict_settings import scalars
 from strict_settings.problems import Described, Problem, SettingsError, with_suggestion
-from strict_settings.schema import _dataclass_in, _union_parts, annotations
+from strict_settings.schema import _dataclass_in, _union_parts, hints_of
 from strict_settings.source import Path, Source
 
 
@@ -56,7 +56,7 @@ def parse_command_line(cls: type, words: Sequence[str], aliases: Mapping[str, st
 
 def _fields(cls: type, path: Path = ()) -> dict[Path, Any]:
     """Path → annotation, of every field that can be given as an option."""
-    hints = annotations(cls)
+    hints = hints_of(cls)
     result: dict[Path, Any] = {}
     for field in dataclasses.fields(cls):
         here = (*path, field.name)

@@ -48,7 +48,7 @@ def below(bound: float) -> Rule:
 
 
 @cache
-def annotations(cls: type, *, with_rules: bool = False) -> Mapping[str, Any]:
+def hints_of(cls: type, *, with_rules: bool = False) -> Mapping[str, Any]:
     """Field name → its type, or with the rules around it; evaluated once, as each annotation is compiled for it."""
     return get_type_hints(cls, include_extras=with_rules)
 
@@ -119,7 +119,7 @@ def _flatten(
     problems: list[Problem],
 ) -> None:
     """Adds each leaf of one source to `merged`; nested dataclasses are walked, so that sources merge inside them."""
-    hints = annotations(cls)
+    hints = hints_of(cls)
     seen: dict[str, str] = {}
     for key, value in values.items():
         name = aliases.get(key, key)
@@ -139,7 +139,7 @@ def _flatten(
             merged.setdefault(here, ({}, source))
         else:
             place = Source({}, source.name, {here: where})
-            problems.extend(_problems_of_overridden(merged.get(here), annotations(cls, with_rules=True)[name], here))
+            problems.extend(_problems_of_overridden(merged.get(here), hints_of(cls, with_rules=True)[name], here))
             merged[here] = (value, place if not isinstance(value, Mapping | list) else source)
 
 
@@ -173,7 +173,7 @@ def _union_parts(hint: Any) -> tuple[Any, ...]:
 
 def _construct(cls: type[T], path: Path, merged: Mapping[Path, tuple[Any, Source]], problems: list[Problem]) -> T:
     """The instance; fields with problems keep their default, or None where they have none."""
-    hints, plain_hints = annotations(cls, with_rules=True), annotations(cls)
+    hints, plain_hints = hints_of(cls, with_rules=True), hints_of(cls)  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         here = (*path, field.name)

@@ -84,9 +84,9 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes; of a tag that somebody wrote the node keeps the spelling, which no plain value has."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        tag = getattr(self.peek_event(), "tag", None)
+        tag = getattr(self.peek_event(), "tag", None)  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
-        if tag is not None:
+        if tag is not None and node is not None:
             node.tag = tag.replace("tag:yaml.org,2002:", "!!")
         return node
 

@@ -5,6 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hypothesis import settings
+
 TESTS = Path(__file__).resolve().parent
 for folder in (TESTS.parent, TESTS, TESTS / "ranks"):
     if str(folder) not in sys.path:
@@ -13,3 +15,7 @@ for folder in (TESTS.parent, TESTS, TESTS / "ranks"):
 # Encoded conversations go to a folder of this run's own, also in the processes that tests start.
 _CACHE = tempfile.TemporaryDirectory(prefix="cleansft-test-cache-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+# Examples are timed by no clock: on a machine that others use too, any of them may take long.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
