@@ -11,11 +11,10 @@ from typing import Any
 from launch.errors import OK, TERMINATED
 from launch.records import read_json
 
-_LOST_PEER = re.compile(
+_LOST_PEER = (
     r"Connection (reset|closed|refused)|Broken pipe|closed by (the )?(remote )?peer|remote process exited|"
     r"ncclRemoteError|NCCL communicator was aborted|Watchdog caught collective|Timed out waiting .* recv|"
-    r"DistNetworkError|DistStoreError|failed to recv|Socket Timeout",
-    re.IGNORECASE,
+    r"DistNetworkError|DistStoreError|failed to recv|Socket Timeout"
 )
 
 
@@ -36,7 +35,7 @@ class Failure:
     @property
     def is_victim(self) -> bool:
         """Whether it ended because another one did: told to stop, or cut off from a peer."""
-        return self.stopped or any(_LOST_PEER.search(line) for line in self.tail)
+        return self.stopped or any(re.search(_LOST_PEER, line, re.IGNORECASE) for line in self.tail)
 
 
 @dataclass(frozen=True)

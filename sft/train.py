@@ -83,10 +83,13 @@ def _word(value: Any) -> str:
 
 def train_with(args: Args) -> None:
     """Trains by validated settings. In a distributed run every rank calls it."""
+    from sft.allocator import keep_freed_memory
     from sft.world import world_from_env
 
     needs_group = args.deepspeed is not None or args.fsdp
     with world_from_env(args.ddp_timeout, always_group=needs_group) as world:
+        if world.device.type == "cpu":
+            keep_freed_memory(os.environ)
         train_in_world(args, world)
 
 

@@ -50,7 +50,17 @@ def below(bound: float) -> Rule:
 @cache
 def hints_of(cls: type, *, with_rules: bool = False) -> Mapping[str, Any]:
     """Field name → its type, or with the rules around it; evaluated once, as each annotation is compiled for it."""
-    return get_type_hints(cls, include_extras=with_rules)
+    if with_rules:
+        return get_type_hints(cls, include_extras=True)
+    return {name: _without_rules(hint) for name, hint in hints_of(cls, with_rules=True).items()}
+
+
+def _without_rules(hint: Any) -> Any:
+    """The type, also in `Annotated[X, …] | None`."""
+    if get_origin(hint) is Annotated:
+        return get_args(hint)[0]
+    parts = _union_parts(hint)
+    return Union[tuple(_without_rules(part) for part in parts)] if len(parts) > 1 else hint  # noqa: UP007
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -16,7 +16,7 @@ LAYERS = {
     "strict_settings": ["problems scalars source", "schema yaml_file", "command_line", "__init__"],
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
-        "__init__ errors",
+        "__init__ errors allocator",
         "deepspeed_config",
         "config",
         "arguments",
