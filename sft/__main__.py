@@ -18,7 +18,7 @@ USAGE = """usage: python -m sft COMMAND …
 
   inspect FILE             what of each row is trained: its tokens, painted
   audit RUN.yaml | FILE    the whole data before any GPU: counts, lengths, refused rows, what an epoch means
-  train --config RUN.yaml  train here, in this process (sft/train.py)
+  train RUN.yaml | FILE    train here, in this process (sft/train.py)
 
 `python -m sft COMMAND --help` tells more. Exit codes: 0 done, 2 settings, 3 data.
 """

@@ -18,13 +18,14 @@ def load_args(
 ) -> Args:
     """The settings of a YAML file (`--config FILE` among the words, or `config`), overridden by the words.
 
-    Paths are looked for from the working directory, then beside the settings file, then among what is bundled.
+    The first word may be the settings file itself, or the training data: `run.yaml`, `conversations.jsonl`. Paths are
+    looked for from the working directory, then beside the settings file, then among what is bundled.
     With a `world_size` the batch arithmetic is checked too.
 
     Raises:
         SettingsError: everything that is wrong, in one message, with file and line.
     """
-    remaining = list(words or ())
+    remaining = _as_options(words or ())
     config = _take_config(remaining) or config
     sources = [read_yaml(config)] if config is not None else []
     sources.append(parse_command_line(Args, remaining, ALIASES))
@@ -32,6 +33,15 @@ def load_args(
     resolved = (_resolved(source, folders) for source in sources)
     check = (lambda args: args.batch_problems(world_size)) if world_size is not None else (lambda _: ())
     return build(Args, *resolved, aliases=ALIASES, check=check)
+
+
+def _as_options(words: Sequence[str]) -> list[str]:
+    """The words, a file in the first place with the option that it belongs to."""
+    first = list(words[:1])
+    if first and not first[0].startswith("-"):
+        is_settings = Path(first[0]).suffix.lower() in (".yaml", ".yml")
+        first.insert(0, "--config" if is_settings else "--train_file")
+    return [*first, *words[1:]]
 
 
 def _take_config(words: list[str]) -> str | None:

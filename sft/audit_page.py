@@ -63,7 +63,7 @@ def _brief(number: int) -> str:
 
 
 def _epoch(epoch: Epoch) -> Iterator[tuple[str, str]]:
-    yield "processes", f"{epoch.num_processes:,}"
+    yield "processes" if epoch.num_processes != 1 else "process", f"{epoch.num_processes:,}"
     yield "rows per step", f"{epoch.rows_per_step:,}"
     yield "documents", f"{epoch.documents:,}"
     yield "tokens", f"{epoch.tokens:,}"

@@ -163,9 +163,11 @@ def _why_no_form(row: _Row) -> str:
             return f"{row.name(missing[0])} is null; it must be text."
     if row.row.get("text") is not None:
         return "the row has only a `text`, which does not say who speaks; it must hold turns. Split it into `messages`."
+    lists = [str(key) for key, value in row.row.items() if isinstance(value, list) and value]
+    mapping = f"messages: {lists[0]}" if len(lists) == 1 else "prompt: …, response: …"
     return (
         "the row needs `messages`, or `prompt` and `response`, or another form of docs/data-formats.md; "
-        f"it has the columns {found}. Map yours with columns: {{prompt: …, response: …}}."
+        f"it has the columns {found}. Map yours with columns: {{{mapping}}}."
     )
 
 

@@ -167,7 +167,8 @@ def _rows_of_value(path: Path, lines_expected: bool) -> Iterator[Row]:
             value = value[lists[0]]
         else:
             found = f"{len(lists)} lists" if lists else "no list"
-            raise DataError(f"{path}: the file holds an object with {found}; it must hold a list of rows.")
+            remedy = f" Save {' and '.join(map(str, lists))} to files of their own." if lists else ""
+            raise DataError(f"{path}: the file holds an object with {found}; it must hold a list of rows.{remedy}")
     if not isinstance(value, list):
         raise DataError(f"{path}: the file holds {kind(value)}; it must hold a list of rows.")
     for index, row in enumerate(value):

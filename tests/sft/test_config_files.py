@@ -63,6 +63,15 @@ def test_every_spelling_of_the_issue_works_in_the_file_and_as_an_option(
     assert getattr(load(folder, data, f"--{spelling}", str(value)), name) == value
 
 
+def test_the_first_word_may_be_the_data_or_the_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "run.yaml").write_text(f"model_name: owner/name\ntrain_file: {tmp_path}/rows.jsonl\n")
+    by_data = load_args([f"{tmp_path}/rows.jsonl", "--model_name", "owner/name"])
+    assert by_data == load_args([f"{tmp_path}/run.yaml"])
+    with pytest.raises(SettingsError, match=r"--config is .*; it must be given once"):
+        load_args([f"{tmp_path}/run.yaml", "--config", "other.yaml"])
+
+
 def test_model_name_is_model_name_or_path() -> None:
     assert load_args(["--model_name=owner/name", "--dataset=owner/data"]).model_name_or_path == "owner/name"
 
