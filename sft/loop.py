@@ -94,7 +94,7 @@ def train(
         rows = plan.rows.step(step - 1, plan.rows_per_step)
         costs = row_costs(rows, lengths, num_trained)
         shares = rank_batches(
-            rows, world.rank, world.size, args.per_device_train_batch_size, costs, by_length=not args.packing
+            rows, world.rank, world.size, args.per_device_train_batch_size, costs, by_length=form == "padded"
         )
         batches = [batch_of(share, train_data, args, form).to(world.device) for share in shares]
         num_tokens, num_trained_tokens, total_weight = world.sum(
