@@ -106,7 +106,7 @@ def collate_flat(documents: Sequence[Document], pad_token_id: int, capacity: int
     lengths = [len(document) for document in kept]
     if capacity is not None and sum(lengths) < capacity:
         lengths.append(capacity - sum(lengths))
-    arrays = _Arrays((1, sum(lengths)), pad_token_id)
+    arrays = _Arrays((1, capacity or sum(lengths)), pad_token_id)
     start = 0
     for document in kept:
         arrays.put(document, 0, start)

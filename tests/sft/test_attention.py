@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sft import output_layer
+from sft.attention import Layout
 from sft.batching import collate, collate_flat, collate_packed
 from sft.config import Args
 from sft.documents import Document
@@ -176,3 +177,124 @@ def test_failure_mode_27_models_with_a_state_get_padded_rows_and_refuse_packing(
     assert_same(_taken_gradients(engine.model), expected, 2e-5)
     with pytest.raises(SettingsError, match="packing is true; it must be false for this model"):
         prepare_model(engine, Args(packing=True), WORLD)
+
+
+def test_attention_with_something_else_in_it_is_left_to_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 5}
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("gpt_oss", **{**BASE, **experts})  # with an attention sink per head
+    engine = engine_of(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    assert prepare_model(engine, Args(), WORLD) == "padded"
+    assert "attention with s_aux is not computed per document; rows are padded" in capsys.readouterr().out
+    assert engine.model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("no boundaries", "whose documents in one row see each other"),
+        ("twice the scale", "whose attention is another than softmax"),
+    ],
+)
+def test_the_model_itself_is_asked_not_only_its_configuration(
+    change: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_of("llama")
+    for layer in model.model.layers:
+
+        def attend(*inputs: Any, original: Any = layer.self_attn.forward, **options: Any) -> Any:
+            documents = options.get("documents")
+            if documents is not None and change == "no boundaries":
+                options["documents"] = Layout.of([sum(documents.lengths)])
+            if documents is not None and change == "twice the scale":
+                options["position_embeddings"] = tuple(2 * part for part in options["position_embeddings"])
+            return original(*inputs, **options)
+
+        layer.self_attn.forward = attend
+    engine = engine_of(model)
+    assert prepare_model(engine, Args(), WORLD) == "padded"
+    assert told in capsys.readouterr().out
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_what_a_model_does_to_its_logits_in_secret_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_of("llama")
+    original = model.forward
+
+    def scaled(**inputs: Any) -> Any:
+        found = original(**inputs)
+        found.logits = found.logits * 1.5
+        return found
+
+    model.forward = scaled
+    engine = engine_of(model)
+    assert prepare_model(engine, Args(), WORLD) == "flat"
+    assert engine.loss_module.output_layer is None
+    assert "output layer: by the model's own forward, since the model does more to its logits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]], ids=["layers", "output layer too"])
+def test_adapters_get_the_gradients_of_padded_rows(targets: Any) -> None:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    batch = documents(*LENGTHS)
+    found = []
+    for form in ("padded", "flat"):
+        torch.manual_seed(1)
+        lora = LoraConfig(r=2, target_modules=targets, task_type=TaskType.CAUSAL_LM, init_lora_weights=False)
+        model = get_peft_model(model_of("llama"), lora)
+        engine = engine_of(model)
+        if form == "flat":
+            assert prepare_model(engine, Args(), WORLD) == form
+            assert (engine.loss_module.output_layer is None) == ("lm_head" in targets)
+        collated = (collate_flat if form == "flat" else collate)(batch, 0)
+        loss = float(engine.accumulate(collated, collated.total_weight, is_last=True))
+        found.append((loss, _taken_gradients(model)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert_same(found[1][1], found[0][1])
+    assert all("lora" in name for name in found[0][1])
+
+
+def test_recomputed_layers_and_half_precision_give_the_same_within_their_rounding() -> None:
+    batch = documents(*LENGTHS)
+    expected_loss, expected = by_hand(model_of("qwen3"), batch)
+    for bf16, tolerance in ((False, 1e-5), (True, 0.1)):
+        model = model_of("qwen3").train()
+        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+        engine = engine_of(model, bf16=bf16)
+        assert prepare_model(engine, Args(), WORLD) == "flat"
+        assert engine.loss_module.output_layer is not None
+        collated = collate_flat(batch, 0)
+        loss = float(engine.accumulate(collated, collated.total_weight, is_last=True))
+        assert loss == pytest.approx(expected_loss, rel=1e-5 if not bf16 else 1e-2)
+        assert_same(_taken_gradients(model), expected, tolerance)
+
+
+def test_a_batch_without_trained_tokens_is_an_exact_zero_that_reaches_every_parameter() -> None:
+    model = model_of("qwen3")
+    engine = engine_of(model)
+    prepare_model(engine, Args(), WORLD)
+    assert float(engine.accumulate(collate_flat([], 0), 10.0, is_last=True)) == 0.0
+    found = _taken_gradients(model)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(float(gradient.abs().max()) == 0.0 for gradient in found.values())
+
+
+def test_the_final_configuration_does_not_name_our_attention(tmp_path: Any) -> None:
+    model = model_of("llama")
+    prepare_model(engine_of(model), Args(), WORLD)
+    model.config.save_pretrained(tmp_path)
+    assert "documents" not in (tmp_path / "config.json").read_text()
+
+
+def test_generation_goes_on_as_before() -> None:
+    ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 10]])
+    mask = (ids > 0).long()
+    found = []
+    for prepared in (False, True):
+        model = model_of("qwen3").eval()
+        if prepared:
+            assert prepare_model(engine_of(model), Args(), WORLD) == "flat"
+        found.append(model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False).tolist())
+    assert found[0] == found[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sft.batching import IGNORED_LABEL, collate, collate_packed
+from sft.batching import IGNORED_LABEL, collate, collate_flat, collate_packed
 from sft.documents import Document
 
 PAD = 9
@@ -26,6 +26,32 @@ def test_packed_rows_keep_boundaries_and_padding_is_a_document_of_its_own() -> N
     assert batch.attention_mask is None
     assert (batch.num_tokens, batch.num_trained_tokens, batch.total_weight) == (11, 4, 4.0)
     assert {batch.input_ids.dtype, batch.labels.dtype, batch.position_ids.dtype} == {torch.long}
+
+
+def test_documents_end_to_end_stand_in_the_order_of_their_length_without_their_tails() -> None:
+    documents = [
+        Document([1, 2, 3, 4, 5], [False, True, True, False, False], [0.0, 2.0, 1.0, 0.0, 0.0]),
+        Document([6, 7, 8, 9], [True, False, False, False]),
+        Document([1, 3], [False, True]),
+    ]
+    batch = collate_flat(documents, PAD)
+    assert batch.input_ids.tolist() == [[6, 1, 3, 1, 2, 3]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 0, 1, 0, 1, 2]]
+    assert batch.labels.tolist() == [[NO, NO, 3, NO, 2, 3]]
+    assert batch.predicting is not None
+    assert batch.predicting.tolist() == [1, 3, 4]
+    assert batch.layout is not None
+    assert (batch.layout.lengths, batch.layout.starts.tolist()) == ((1, 2, 3), [0, 1, 3, 6])
+    assert (batch.num_tokens, batch.num_trained_tokens, batch.total_weight) == (11, 3, 4.0)
+    filled = collate_flat(documents, PAD, capacity=9)
+    assert filled.input_ids.tolist() == [[6, 1, 3, 1, 2, 3, PAD, PAD, PAD]]
+    assert filled.layout is not None
+    assert filled.layout.lengths == (1, 2, 3, 3)
+    assert batch.layout.runs() == [(1, 1), (1, 2), (1, 3)]
+    assert filled.layout.runs() == [(1, 1), (1, 2), (2, 3)]
+    with pytest.raises(ValueError, match="a row has 6 tokens; it must have at most 5"):
+        collate_flat(documents, PAD, capacity=5)
 
 
 def test_failure_mode_22_the_denominator_counts_shifted_labels_only() -> None:
