@@ -1,8 +1,8 @@
 """Documents → Batch: what one forward pass takes.
 
-Three forms, by what the model can do (`sft/model_check.py`): all documents end to end in one row without any padding,
-for attention per document; rows of a fixed capacity with several documents each, told apart by their positions; or a
-row for each document, padded, for every model.
+Three collations, by what the model can do (`sft/model_check.py`): all documents end to end in one row without any
+padding, for attention per document; rows of a fixed capacity with several documents each, told apart by their
+positions; or a row for each document, padded, for every model.
 """
 
 from __future__ import annotations

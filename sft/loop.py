@@ -25,7 +25,7 @@ from sft.config import Args
 from sft.dataset import ConversationDataset
 from sft.engine import Engine, require_finite
 from sft.history import History
-from sft.model_check import Form, prepare_model
+from sft.model_check import Collation, prepare_model
 from sft.optimizer import learning_rate_at
 from sft.packing import TrainingRows, row_costs
 from sft.sharding import rank_batches, steps_per_epoch
@@ -85,7 +85,7 @@ def train(
         NonFiniteError: a loss or gradient is no number, on all ranks at the same step.
         SettingsError: `packing` with a model in which packed documents see each other.
     """
-    form = prepare_model(engine, args, world)
+    collation = prepare_model(engine, args, world)
     lengths, num_trained = train_data.lengths, train_data.num_trained
     started = time.monotonic() - state.elapsed_s
     engine.model.train()
@@ -94,9 +94,9 @@ def train(
         rows = plan.rows.step(step - 1, plan.rows_per_step)
         costs = row_costs(rows, lengths, num_trained)
         shares = rank_batches(
-            rows, world.rank, world.size, args.per_device_train_batch_size, costs, by_length=form == "padded"
+            rows, world.rank, world.size, args.per_device_train_batch_size, costs, by_length=collation == "padded"
         )
-        batches = [batch_of(share, train_data, args, form).to(world.device) for share in shares]
+        batches = [batch_of(share, train_data, args, collation).to(world.device) for share in shares]
         num_tokens, num_trained_tokens, total_weight = world.sum(
             sum(batch.num_tokens for batch in batches),
             sum(batch.num_trained_tokens for batch in batches),
@@ -138,7 +138,7 @@ def train(
 
         is_best = False
         if eval_data is not None and (step % plan.eval_every == 0 or step == plan.num_steps):
-            eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world, form)
+            eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world, collation)
             require_finite("eval_loss", eval_loss)
             state, is_best = after_evaluation(state, eval_loss)
             history.log_eval(
@@ -157,24 +157,26 @@ def train(
     return state
 
 
-def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Args, form: Form) -> Batch:
-    """The batch of rows of document numbers, in the form that the model takes."""
-    if form == "padded":
+def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Args, collation: Collation) -> Batch:
+    """The batch of rows of document numbers, as the model takes them."""
+    if collation == "padded":
         return data.batch([document for row in rows for document in row])
     # No document sees the padding, so that any token will do.
-    if form == "flat":
+    if collation == "flat":
         return collate_flat([data[document] for row in rows for document in row], 0)
     return collate_packed([[data[document] for document in row] for row in rows], 0, args.max_length)
 
 
-def evaluate(engine: Engine, data: ConversationDataset, args: Args, world: World, form: Form) -> tuple[float, int]:
+def evaluate(
+    engine: Engine, data: ConversationDataset, args: Args, world: World, collation: Collation
+) -> tuple[float, int]:
     """(weighted mean loss over all trained tokens, number of those tokens): the same for any world or batch."""
     engine.model.eval()
     loss_sum, num_trained_tokens, total_weight = torch.zeros((), device=world.device, dtype=torch.float64), 0, 0.0
     size = args.per_device_eval_batch_size
     for share in rank_batches(range(len(data)), world.rank, world.size, size, data.lengths, by_length=True):
         documents = [data[document] for document in share]
-        batch = (collate_flat(documents, 0) if form == "flat" else data.batch(share)).to(world.device)
+        batch = (collate_flat(documents, 0) if collation == "flat" else data.batch(share)).to(world.device)
         loss_sum += engine.evaluate(batch).double()
         num_trained_tokens += batch.num_trained_tokens
         total_weight += batch.total_weight

@@ -50,7 +50,7 @@ def sum_of_token_losses(model: Any, batch: Batch, output_layer: OutputLayer | No
 
     Args:
         model: a causal language model.
-        batch: in any form that the model takes.
+        batch: collated as the model takes it.
         output_layer: computes loss and gradient in tiles instead of the model's own logits.
     """
     predicting = batch.predicting

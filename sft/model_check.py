@@ -1,8 +1,8 @@
-"""In which form a model gets its documents, and how its loss is computed: found by running it, before the first step.
+"""How a model gets its documents, and how its loss is computed: found by running it, before the first step.
 
-The forms of `sft/batching.py`, the fastest first. Attention per document needs a model whose layers see other tokens
-through transformers' AttentionInterface alone; what its configuration promises is not believed, but tried: the logits
-of a document among others must be those that it has alone, by the model's own attention.
+The collations of `sft/batching.py`, the fastest first. Attention per document needs a model whose layers see other
+tokens through transformers' AttentionInterface alone; what its configuration promises is not believed, but tried: the
+logits of a document among others must be those that it has alone, by the model's own attention.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sft.output_layer import output_layer_of
 from sft.packing_check import refuse_if_packing_leaks, stateful_part
 from sft.world import World
 
-Form = Literal["flat", "packed", "padded"]
+Collation = Literal["flat", "packed", "padded"]
 """All documents of a batch in one row without padding; rows of a fixed capacity; a padded row for each document."""
 
 _OTHER, _DOCUMENT, _LOOKED_AT = 7, 11, 7
@@ -32,26 +32,26 @@ _SAME = {True: (2e-2, 5e-2), False: (1e-3, 1e-3)}
 before would change without a boundary may be left."""
 
 
-def prepare_model(engine: Engine, args: Args, world: World) -> Form:
-    """Chooses the fastest form and the fastest loss that are right for this model; a collective.
+def prepare_model(engine: Engine, args: Args, world: World) -> Collation:
+    """Chooses the fastest collation and the fastest loss that are right for this model; a collective.
 
     What the model cannot do is said in one line.
 
     Raises:
-        SettingsError: `packing` is asked for, and packed documents see each other in any form.
+        SettingsError: `packing` is asked for, and packed documents see each other however they are collated.
     """
     was_training = engine.model.training
     engine.model.eval()
     try:
-        form = _form(engine, args, world)
-        if reason := _why_not_in_tiles(engine, form, world):
+        collation = _collation(engine, args, world)
+        if reason := _why_not_in_tiles(engine, collation, world):
             _say(world, f"output layer: by the model's own forward, since {reason}")
     finally:
         engine.model.train(was_training)
-    return form
+    return collation
 
 
-def _form(engine: Engine, args: Args, world: World) -> Form:
+def _collation(engine: Engine, args: Args, world: World) -> Collation:
     if args.attn_implementation == "auto":
         reason = _why_not_flat(engine, args.max_length, world)
         if reason is None:
@@ -134,14 +134,14 @@ def _typical(difference: Tensor) -> float:
     return float(difference.abs().amax(-1).median())
 
 
-def _why_not_in_tiles(engine: Engine, form: Form, world: World) -> str | None:
+def _why_not_in_tiles(engine: Engine, collation: Collation, world: World) -> str | None:
     """Makes the loss that of `OutputLayer`, and returns None; or leaves it as it is, and returns the reason."""
     module = engine.loss_module
     layer = output_layer_of(transformers_model(engine.model))
     if layer is None:
         return "the output layer is no plain linear layer"
     documents = [document for pair in _documents(engine.model.config, _OTHER) for document in pair]
-    batch = (collate_flat if form == "flat" else collate)(documents, 0).to(world.device)
+    batch = (collate_flat if collation == "flat" else collate)(documents, 0).to(world.device)
     expected = float(engine.evaluate(batch))
     module.output_layer = layer
     try:

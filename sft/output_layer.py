@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TILE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
-"""Logits of a tile. On a CPU they stay near its cache; on a GPU few large products are faster."""
-_CHUNK_BYTES = 1 << 20
-"""Float32 numbers that a CPU works on at a time, so that they do not leave its cache between two operations."""
+TILE_BYTES = {"cpu": 1 << 29, "cuda": 1 << 30}
+"""Logits of a tile. As many as memory allows: every tile after the first adds up the weight's gradient once more."""
+_CHUNK_BYTES = 1 << 23
+"""Float32 numbers that a CPU makes of a tile at a time, so that they do not leave its cache between two operations."""
 
 
 @dataclass(frozen=True)

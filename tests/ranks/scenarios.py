@@ -103,9 +103,9 @@ def _gradients(args: Args, world: World) -> dict[str, torch.Tensor]:
     assert len(rows) == plan.rows_per_step
     costs = row_costs(rows, data.lengths, data.num_trained)
     size = args.per_device_train_batch_size
-    form = prepare_model(engine, args, world)
-    shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=form == "padded")
-    batches = [batch_of(share, data, args, form) for share in shares]
+    collation = prepare_model(engine, args, world)
+    shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=collation == "padded")
+    batches = [batch_of(share, data, args, collation) for share in shares]
     (total_weight,) = world.sum(sum(batch.total_weight for batch in batches))
     seed_dropout(0, 1, world.rank)
     for number, batch in enumerate(batches, 1):

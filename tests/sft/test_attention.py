@@ -231,7 +231,9 @@ def test_what_a_model_does_to_its_logits_in_secret_is_found(capsys: pytest.Captu
     engine = engine_of(model)
     assert prepare_model(engine, Args(), WORLD) == "flat"
     assert engine.loss_module.output_layer is None
-    assert "output layer: by the model's own forward, since the model does more to its logits" in capsys.readouterr().out
+    assert (
+        "output layer: by the model's own forward, since the model does more to its logits" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]], ids=["layers", "output layer too"])
