@@ -62,7 +62,7 @@ class Engine(Protocol):
         """The batch's sum of token losses, without gradients."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """The model's logits, (rows, tokens, vocabulary), without gradients."""
+        """The model's logits where trained tokens are predicted, (places, vocabulary), without gradients."""
 
     def gather(self, name: str, kind: TensorKind) -> Tensor:
         """One parameter's tensor, whole, on every rank (a collective). Only one is whole at a time."""

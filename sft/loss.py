@@ -36,7 +36,7 @@ class LossModule(nn.Module):
         until then the model's own forward gives the logits."""
 
     def forward(self, batch: Batch, *, only_logits: bool = False) -> Tensor:
-        """The batch's `sum_of_token_losses`, or its logits."""
+        """The batch's `sum_of_token_losses`, or its `logits_of`."""
         if only_logits:
             return logits_of(self.model, batch)
         return sum_of_token_losses(self.model, batch, self.output_layer)
@@ -64,18 +64,18 @@ def sum_of_token_losses(model: Any, batch: Batch, output_layer: OutputLayer | No
         body = transformers_model(model).base_model
         hidden = body(**_inputs(batch)).last_hidden_state
         return output_layer.loss_sum(hidden.flatten(0, 1)[predicting], targets, weights)
-    if len(batch.input_ids) == 1 and _keeps_chosen_logits(model):
-        logits = model(**_inputs(batch), logits_to_keep=predicting).logits[0]
-    else:
-        logits = model(**_inputs(batch)).logits.flatten(0, 1)[predicting]
+    logits = logits_of(model, batch)
     loss: Tensor = CrossEntropy.apply(logits, targets, weights, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
 
 
 def logits_of(model: Any, batch: Batch) -> Tensor:
-    """The model's own logits, (rows, tokens, vocabulary)."""
-    logits: Tensor = model(**_inputs(batch)).logits
-    return logits
+    """The model's own logits at `Batch.predicting`: (places, vocabulary)."""
+    if len(batch.input_ids) == 1 and _keeps_chosen_logits(model):
+        found: Tensor = model(**_inputs(batch), logits_to_keep=batch.predicting).logits[0]
+    else:
+        found = model(**_inputs(batch)).logits.flatten(0, 1)[batch.predicting]
+    return found
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sft.attention import transformers_model, use_document_attention
@@ -72,7 +73,7 @@ def _why_not_flat(engine: Engine, max_length: int, world: World) -> str | None:
     base, before = transformers_model(engine.model), None
     documents, others = _documents(config, max_length)
     try:
-        alone = engine.logits(collate(documents, 0).to(world.device))
+        alone = torch.stack([engine.logits(collate([document], 0).to(world.device)) for document in documents])
         before = use_document_attention(engine.model)
         reason = _leak(engine, documents, others, alone, world)
     except (TypeError, ValueError, KeyError) as error:  # of layers that take other arguments, in their own words
@@ -85,48 +86,47 @@ def _why_not_flat(engine: Engine, max_length: int, world: World) -> str | None:
 
 
 def _documents(config: Any, max_length: int) -> tuple[list[Document], list[Document]]:
-    """Two documents to be looked at, longer than a window of attention if documents of the run can be, and two that
-    stand before them."""
+    """Two documents whose ends are looked at, longer than a window of attention if documents of the run can be, and two
+    that stand before them."""
     text = config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     length = max([_DOCUMENT, *(_DOCUMENT + window for window in windows if window and window < max_length)])
-    rng = np.random.default_rng(0)
+    ids = np.random.default_rng(0).integers(0, min(int(text.vocab_size), 1000), 2 * (length + _OTHER))
+    first, second, third, fourth = np.split(ids.astype(np.int32), np.cumsum([length, length, _OTHER]))
+    return [_ending(first, _LOOKED_AT), _ending(second, _LOOKED_AT)], [_ending(third, 1), _ending(fourth, 1)]
 
-    def document(num_tokens: int) -> Document:
-        ids = rng.integers(0, min(int(text.vocab_size), 1000), num_tokens)
-        return Document(ids.astype(np.int32), np.ones(num_tokens, dtype=np.bool_))
 
-    return [document(length), document(length)], [document(_OTHER), document(_OTHER)]
+def _ending(ids: NDArray[np.int32], num_trained: int) -> Document:
+    """A document of which only the last tokens are trained: logits are made where those are predicted."""
+    return Document(ids, np.arange(len(ids)) >= len(ids) - num_trained)
 
 
 def _leak(engine: Engine, documents: list[Document], others: list[Document], alone: Tensor, world: World) -> str | None:
-    """Whether documents end to end see each other, or are not what they are alone; None if all is well."""
+    """Whether documents end to end see each other, or are not what they are alone; None if all is well.
 
-    def ends(row: list[Document]) -> Tensor:
-        """The logits of the last tokens of the two documents at the row's end: (2, tokens, vocabulary)."""
-        logits = engine.logits(collate_flat(row, 0).to(world.device))[0]
-        return torch.stack([part[-_LOOKED_AT:] for part in torch.split(logits[-2 * length :], length)]).float()
+    Args:
+        engine: runs the model by attention per document.
+        documents: of one length.
+        others: shorter ones, which stand before them.
+        alone: (documents, tokens, vocabulary), the logits of the documents' ends by the model's own attention.
+        world: the ranks.
+    """
 
-    length = len(documents[0])
-    first, second = (ends([other, *documents]) for other in others)
-    joined = [_joined(other, documents[0]) for other in others]
-    open_first, open_second = (
-        engine.logits(collate_flat([document], 0).to(world.device))[0, -_LOOKED_AT:].float() for document in joined
-    )
-    is_half = alone.dtype in (torch.bfloat16, torch.float16)
-    share_of_logits, share_of_dependence = _SAME[is_half]
+    def ends(*row: Document) -> Tensor:
+        found = engine.logits(collate_flat(row, 0).to(world.device))
+        return found[-_LOOKED_AT * len(documents) :].float()
+
+    first, second = (ends(other, *documents).view_as(alone) for other in others)
+    joined = (np.concatenate([np.asarray(other.input_ids), np.asarray(documents[0].input_ids)]) for other in others)
+    open_first, open_second = (ends(_ending(ids, _LOOKED_AT)) for ids in joined)
+    share_of_logits, share_of_dependence = _SAME[alone.dtype != torch.float32]
     # The median over tokens: in a mixture of experts rounding may send single tokens elsewhere.
     left, dependence = _typical(first - second), _typical(open_first - open_second)
     if not left <= share_of_dependence * dependence:
         return "whose documents in one row see each other"
-    if not _typical(first - alone[:, -_LOOKED_AT:].float()) <= share_of_logits * float(alone.abs().max()):
+    if not _typical(first - alone.float()) <= share_of_logits * float(alone.abs().max()):
         return "whose attention is another than softmax(q kᵀ) v"
     return None
-
-
-def _joined(first: Document, second: Document) -> Document:
-    ids = np.concatenate([np.asarray(first.input_ids), np.asarray(second.input_ids)])
-    return Document(ids, np.ones(len(ids), dtype=np.bool_))
 
 
 def _typical(difference: Tensor) -> float:

@@ -107,8 +107,9 @@ def _leak(model: Any, logits_of: Callable[[Batch], Tensor]) -> tuple[float, floa
     reset = torch.cat([torch.arange(_BEFORE), torch.arange(_DOCUMENT)]).expand(_ROWS, -1).to(device)
 
     def second(input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        batch = Batch(input_ids, None, input_ids, input_ids.numel(), 0, position_ids)
-        return logits_of(batch)[:, -_DOCUMENT:].float()
+        places = torch.arange(input_ids.numel(), device=device).view(input_ids.shape)[:, -_DOCUMENT:]
+        batch = Batch(input_ids, None, input_ids, input_ids.numel(), 0, position_ids, predicting=places.flatten())
+        return logits_of(batch).view(*places.shape, -1).float()
 
     packed = second(ids, reset)
     alone = second(ids[:, _BEFORE:], reset[:, _BEFORE:])

@@ -104,6 +104,8 @@ def _gradients(args: Args, world: World) -> dict[str, torch.Tensor]:
     costs = row_costs(rows, data.lengths, data.num_trained)
     size = args.per_device_train_batch_size
     collation = prepare_model(engine, args, world)
+    assert collation == "flat"
+    assert engine.loss_module.output_layer is not None
     shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=collation == "padded")
     batches = [batch_of(share, data, args, collation) for share in shares]
     (total_weight,) = world.sum(sum(batch.total_weight for batch in batches))
