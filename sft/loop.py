@@ -168,7 +168,7 @@ def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Arg
 
 
 def evaluate(
-    engine: Engine, data: ConversationDataset, args: Args, world: World, collation: Collation
+    engine: Engine, data: ConversationDataset, args: Args, world: World, collation: Collation = "padded"
 ) -> tuple[float, int]:
     """(weighted mean loss over all trained tokens, number of those tokens): the same for any world or batch."""
     engine.model.eval()
