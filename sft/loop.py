@@ -175,8 +175,9 @@ def evaluate(
     loss_sum, num_trained_tokens, total_weight = torch.zeros((), device=world.device, dtype=torch.float64), 0, 0.0
     size = args.per_device_eval_batch_size
     for share in rank_batches(range(len(data)), world.rank, world.size, size, data.lengths, by_length=True):
-        documents = [data[document] for document in share]
-        batch = (collate_flat(documents, 0) if collation == "flat" else data.batch(share)).to(world.device)
+        is_flat = collation == "flat"
+        batch = collate_flat([data[document] for document in share], 0) if is_flat else data.batch(share)
+        batch = batch.to(world.device)
         loss_sum += engine.evaluate(batch).double()
         num_trained_tokens += batch.num_trained_tokens
         total_weight += batch.total_weight
