@@ -195,12 +195,15 @@ def _with_softcap(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     return probabilities.to(value.dtype) @ value
 
 
-# On CUDA. Written for torch 2.11–2.13 from their documentation; where no kernel fits, documents go one by one.
+# On CUDA. Written for torch 2.10–2.13 from their documentation; where no kernel fits, documents go one by one.
 
 
 def _on_cuda(query: Tensor, key: Tensor, value: Tensor, documents: Layout, kind: Kind) -> Tensor:
     """By the first kernel that takes these tensors: flash-attn if it is installed, torch's own, FlexAttention."""
     kind = kind.within(max(documents.lengths))
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # it knows torch's own attention, not these
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     is_half = query.dtype in (torch.float16, torch.bfloat16) and query.dtype == key.dtype == value.dtype
     width = query.shape[-1]
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
@@ -213,7 +216,8 @@ def _on_cuda(query: Tensor, key: Tensor, value: Tensor, documents: Layout, kind:
             softcap=cap,
         )  # fmt: skip
         return found.unsqueeze(0)
-    if is_half and width <= 256 and not kind.dropout and kind.softcap is None and (varlen := _torch_varlen()):
+    is_plain = not kind.dropout and kind.softcap is None
+    if is_half and width <= 256 and is_plain and (varlen := _torch_varlen(kind.window is not None)):
         return varlen(rows, limits, kind.scale, window).unsqueeze(0)
     if not kind.dropout and (flex := _flex()):
         found = flex(query, key, value, documents, kind)
@@ -231,13 +235,15 @@ def _flash_attn() -> Any:
 
 
 @cache
-def _torch_varlen() -> Callable[..., Tensor] | None:
+def _torch_varlen(with_window: bool) -> Callable[..., Tensor] | None:
     """torch's varlen_attn, whose arguments have changed from release to release; None if it is not there."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
     known = inspect.signature(varlen_attn).parameters
+    if "window_size" not in known and (with_window or "is_causal" not in known):
+        return None
 
     def attend(rows: list[Tensor], limits: tuple[Any, ...], scale: float, window: tuple[int, int]) -> Tensor:
         query, key, value = rows

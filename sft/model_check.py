@@ -76,7 +76,7 @@ def _why_not_flat(engine: Engine, max_length: int, world: World) -> str | None:
         alone = torch.stack([engine.logits(collate([document], 0).to(world.device)) for document in documents])
         before = use_document_attention(engine.model)
         reason = _leak(engine, documents, others, alone, world)
-    except (TypeError, ValueError, KeyError) as error:  # of layers that take other arguments, in their own words
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:  # of layers and kernels, in their own words
         reason = f"which does not run on them: {error}"
     if world.any(reason is not None):
         if before is not None:
