@@ -194,6 +194,7 @@ def test_attention_with_something_else_in_it_is_left_to_the_model(capsys: pytest
     ("change", "told"),
     [
         ("no boundaries", "whose documents in one row see each other"),
+        ("no boundary between neighbours of one length", "whose attention is another than softmax"),
         ("twice the scale", "whose attention is another than softmax"),
     ],
 )
@@ -207,6 +208,8 @@ def test_the_model_itself_is_asked_not_only_its_configuration(
             documents = options.get("documents")
             if documents is not None and change == "no boundaries":
                 options["documents"] = Layout.of([sum(documents.lengths)])
+            if documents is not None and change == "no boundary between neighbours of one length":
+                options["documents"] = Layout.of([number * length for number, length in documents.runs()])
             if documents is not None and change == "twice the scale":
                 options["position_embeddings"] = tuple(2 * part for part in options["position_embeddings"])
             return original(*inputs, **options)
