@@ -7,6 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sft.config import ROOT, Args
 
 TOKENIZER = str(ROOT / "sft" / "quickstart" / "tokenizer")
@@ -58,3 +61,20 @@ def losses(output_dir: Path) -> list[float]:
     """The training losses that a run logged."""
     records = json.loads((output_dir / "training_log.json").read_text())
     return [record["loss"] for record in records if record["type"] == "train"]
+
+
+def moves_below_bfloat16(before: dict[str, Tensor], after: dict[str, Tensor], most: float) -> None:
+    """Asserts that float32 weights moved, by at most `most`, and that bfloat16 weights would have stood still."""
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype == torch.float32, name
+        moved = after[name] - tensor
+        # Large weights are coarse in float32 too, and some tokens are in no document.
+        seen = (tensor.abs() < 0.1) & (tensor.abs() > 1e-3)
+        if not seen.any():
+            continue
+        assert (moved[seen] != 0).float().mean() > (0.1 if "embed" in name else 0.5), name
+        assert moved.abs().max() <= 1.5 * most + 1e-7 * tensor.abs().max(), name
+        half = tensor.bfloat16()
+        stood_still = half[seen] + moved[seen].bfloat16() == half[seen]
+        assert stood_still.all(), name

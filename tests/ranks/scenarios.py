@@ -185,6 +185,18 @@ def uneven(folder: Path, world: World) -> None:
         train_in_world(args, world)
 
 
+def tiny_rates(folder: Path, world: World) -> None:
+    """One step and five of a learning rate that bfloat16 weights could not follow, for each engine."""
+    settings: dict[str, Any] = {"bf16": True, "learning_rate": 1e-8, "save_dtype": "float32"}
+    settings |= {"warmup_steps": 0, "lr_scheduler_type": "constant"}
+    for name, engine in ENGINES.items():
+        for num_steps in (1, 5):
+            output_dir = folder / f"tiny-rates-{name}-{num_steps}"
+            train_in_world(
+                tiny_args(folder / "train.jsonl", output_dir, max_steps=num_steps, **settings, **engine), world
+            )
+
+
 SCENARIOS: dict[str, Callable[[Path, World], None]] = {
     "gradients": gradients,
     "packed": packed,
@@ -192,6 +204,7 @@ SCENARIOS: dict[str, Callable[[Path, World], None]] = {
     "resume": resume,
     "pretrained": pretrained,
     "uneven": uneven,
+    "tiny_rates": tiny_rates,
 }
 
 

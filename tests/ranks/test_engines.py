@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scenarios import PACKED_SPLITS, SPLITS, prepare
-from tiny import TOKENIZER, losses
+from scenarios import ENGINES, PACKED_SPLITS, SPLITS, prepare
+from tiny import TOKENIZER, losses, moves_below_bfloat16
 
 pytestmark = pytest.mark.ranks
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,3 +134,10 @@ def test_ranks_with_nothing_to_do_neither_hang_nor_change_the_loss(folder: Path)
         assert len(runs[0]) == 2 * -(-5 // rows_per_step)
         for run in runs[1:]:
             assert run == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_tiny_learning_rates_move_the_float32_weights_of_every_engine(folder: Path) -> None:
+    run_scenario("tiny_rates", folder, 2)
+    for name in ENGINES:
+        one, five = (load_file(folder / f"tiny-rates-{name}-{number}" / "model.safetensors") for number in (1, 5))
+        moves_below_bfloat16(one, five, 4e-8)
