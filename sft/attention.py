@@ -46,6 +46,10 @@ class Layout:
         """The same layout on a device."""
         return replace(self, starts=self.starts.to(device, non_blocking=non_blocking), masks={})
 
+    def pin_memory(self) -> Layout:
+        """The same layout in pinned memory."""
+        return replace(self, starts=self.starts.pin_memory(), masks={})
+
     def runs(self) -> list[tuple[int, int]]:
         """(number of documents, their length) of neighbours of one length, which are computed together."""
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]

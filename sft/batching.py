@@ -46,6 +46,14 @@ class Batch:
     total_weight: float = 0.0
     """Sum of the trained labels' weights; the number of trained tokens where they are not weighted."""
 
+    def for_copies_to(self, device: torch.device) -> Batch:
+        """The same batch; for a GPU in pinned memory, from which it is copied while the host goes on."""
+        if device.type != "cuda":
+            return self
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | Layout)}
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return replace(self, **pinned)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | Layout)}

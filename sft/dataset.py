@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -122,10 +123,15 @@ class ConversationDataset(Sequence[Document]):
         """Trained tokens of each document, likewise."""
         return self._column("num_trained")
 
-    def _column(self, name: str) -> NDArray[np.int32]:
+    @property
+    def total_weights(self) -> NDArray[np.float64]:
+        """Sum of the weights of each document's trained tokens, likewise."""
+        return self._column("total_weights")
+
+    def _column(self, name: str) -> NDArray[Any]:
         found = []
         for columns, whole, extra in self._parts:
-            column: NDArray[np.int32] = getattr(columns, name)
+            column: NDArray[Any] = getattr(columns, name)
             found += [column] * whole + ([column[extra]] if len(extra) else [])
         return found[0] if len(found) == 1 else np.concatenate(found)
 

@@ -22,7 +22,12 @@ from sft.world import World
 def complete_config(
     config: dict[str, Any], args: Args, world: World, *, bf16: bool, accumulation: int
 ) -> dict[str, Any]:
-    """The settings that DeepSpeed gets: the file's, and what follows from ours."""
+    """The settings that DeepSpeed gets: the file's, and what follows from ours.
+
+    Stages 1 to 3 keep float32 weights beside bfloat16 ones. Stage 0 has only one set: they stay float32, and what is
+    computed with them is cast, as under DDP.
+    """
+    casts = bf16 and zero_stage(config) == 0
     return {
         # Our AdamW is torch's fused one: no C++ is compiled, and it is faster than DeepSpeed's on the CPU.
         "zero_force_ds_cpu_optimizer": False,
@@ -33,7 +38,8 @@ def complete_config(
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": args.per_device_train_batch_size * accumulation * world.size,
         "gradient_clipping": args.max_grad_norm,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16 and not casts},
+        "torch_autocast": {"enabled": casts, "dtype": "bfloat16"},
     }
 
 
@@ -106,13 +112,15 @@ class DeepSpeedEngine:
         self._engine.backward(loss_sum * (self._world.size / total_weight), scale_wrt_gas=False)
         return loss_sum.detach()
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:
+        found_loss = float(loss)  # DeepSpeed computes the norm and updates the weights in one
+        require_finite("loss", found_loss)
         set_learning_rate(self._engine.optimizer, learning_rate)
         own_norm = self._norm_of_replicated_gradients() if self._steps_own_optimizer else None
         self._engine.step()
         grad_norm = float(self._engine.get_global_grad_norm() if own_norm is None else own_norm)
         require_finite("grad_norm", grad_norm)
-        return grad_norm
+        return found_loss, grad_norm
 
     def _norm_of_replicated_gradients(self) -> Tensor:
         """What DeepSpeed does not tell in stage 0 with float32, where it steps our optimizer as it is."""

@@ -31,3 +31,10 @@ class Document:
     def num_trained_tokens(self) -> int:
         """Tokens with a loss; the first token of a sequence is predicted from nothing and has none."""
         return int(np.count_nonzero(self.trained[1:]))
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of its trained tokens; their number where they are not weighted."""
+        if self.weights is None:
+            return float(self.num_trained_tokens)
+        return float(np.sum(np.asarray(self.weights)[1:], where=np.asarray(self.trained)[1:], dtype=np.float64))

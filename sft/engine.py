@@ -51,11 +51,19 @@ class Engine(Protocol):
             The batch's sum of token losses, detached.
         """
 
-    def step(self, learning_rate: float) -> float:
-        """Clips, updates the weights, clears the gradients; returns the gradient's global 2-norm before clipping.
+    def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:
+        """Clips, updates the weights, clears the gradients.
+
+        Args:
+            learning_rate: of this step.
+            loss: of the whole step, the same on every rank; not read before the gradient's norm, so that the host
+                waits for the device once in a step.
+
+        Returns:
+            (loss, the gradient's global 2-norm before clipping).
 
         Raises:
-            NonFiniteError: the norm is no number, on every rank alike.
+            NonFiniteError: one of them is no number, on every rank alike; the weights are as they were.
         """
 
     def evaluate(self, batch: Batch) -> Tensor:
@@ -115,15 +123,17 @@ class TorchEngine:
             torch.autograd.backward(loss_sum * (self._world.size / total_weight))
         return loss_sum.detach()
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:
         trainable = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
         norm = nn.utils.clip_grad_norm_(trainable, self._max_grad_norm)
-        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        found_loss, grad_norm = torch.stack([loss, norm.to(loss.dtype)]).tolist()
+        require_finite("loss", found_loss)
         require_finite("grad_norm", grad_norm)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return grad_norm
+        return found_loss, grad_norm
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:

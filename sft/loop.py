@@ -1,17 +1,17 @@
 """The training loop. Read this page first: everything else serves it.
 
 One optimizer step takes `rows_per_step` rows, each a document or several packed ones, wherever they are computed. Each
-rank runs its share, of nearly the same cost as the others', in micro-batches. The loss is the weighted sum over all
-trained tokens divided by their global weight (their number, where none is weighted), so that it does not depend on the
-number of ranks, on the micro-batch or on the accumulation. The loop knows no kind of parallelism: that is the engine's
-affair.
+rank runs its share, of nearly the same cost as the others', in micro-batches, which a thread makes while the step
+before is computed. The loss is the weighted sum over all trained tokens divided by their global weight (their number,
+where none is weighted), so that it does not depend on the number of ranks, on the micro-batch or on the accumulation.
+The loop knows no kind of parallelism: that is the engine's affair.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +28,20 @@ from sft.history import History
 from sft.model_check import Collation, prepare_model
 from sft.optimizer import learning_rate_at
 from sft.packing import TrainingRows, row_costs
+from sft.prefetch import prefetched
 from sft.sharding import rank_batches, steps_per_epoch
 from sft.world import World
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What an optimizer step computes: this rank's micro-batches, and what every rank's have in all."""
+
+    batches: list[Batch]
+    num_tokens: int
+    num_trained_tokens: int
+    total_weight: float
+    """By which the loss is divided."""
 
 
 @dataclass(frozen=True)
@@ -86,38 +98,27 @@ def train(
         SettingsError: `packing` with a model in which packed documents see each other.
     """
     collation = prepare_model(engine, args, world)
-    lengths, num_trained = train_data.lengths, train_data.num_trained
     started = time.monotonic() - state.elapsed_s
     engine.model.train()
-    for step in range(state.step + 1, plan.num_steps + 1):
+    steps = range(state.step + 1, plan.num_steps + 1)
+    upcoming = prefetched(step_data(steps, train_data, args, plan, world, collation))
+    for step in steps:
         step_started = time.monotonic()
-        rows = plan.rows.step(step - 1, plan.rows_per_step)
-        costs = row_costs(rows, lengths, num_trained)
-        shares = rank_batches(
-            rows, world.rank, world.size, args.per_device_train_batch_size, costs, by_length=collation == "padded"
-        )
-        batches = [batch_of(share, train_data, args, collation).to(world.device) for share in shares]
-        num_tokens, num_trained_tokens, total_weight = world.sum(
-            sum(batch.num_tokens for batch in batches),
-            sum(batch.num_trained_tokens for batch in batches),
-            sum(batch.total_weight for batch in batches),
-        )
-
+        data = next(upcoming)
         seed_dropout(args.seed, step, world.rank)
         loss_sum = torch.zeros((), device=world.device)
-        for number, batch in enumerate(batches, 1):
-            loss_sum += engine.accumulate(batch, total_weight, is_last=number == len(batches))
-        loss = world.sum(float(loss_sum))[0] / total_weight
-        require_finite("loss", loss)
+        for number, batch in enumerate(data.batches, 1):
+            is_last = number == len(data.batches)
+            loss_sum += engine.accumulate(batch.to(world.device), data.total_weight, is_last=is_last)
         learning_rate = learning_rate_at(step, plan.num_steps, args)
-        grad_norm = engine.step(learning_rate)
+        loss, grad_norm = engine.step(learning_rate, world.total(loss_sum) / data.total_weight)
 
         now = time.monotonic()
         state = replace(
             state,
             step=step,
-            num_tokens=state.num_tokens + int(num_tokens),
-            num_trained_tokens=state.num_trained_tokens + int(num_trained_tokens),
+            num_tokens=state.num_tokens + data.num_tokens,
+            num_trained_tokens=state.num_trained_tokens + data.num_trained_tokens,
             elapsed_s=now - started,
         )
         if step % args.logging_steps == 0 or step in (1, plan.num_steps):
@@ -130,7 +131,7 @@ def train(
                     "grad_norm": grad_norm,
                     "num_tokens": state.num_tokens,
                     "num_trained_tokens": state.num_trained_tokens,
-                    "tokens_per_s": num_tokens / (now - step_started),
+                    "tokens_per_s": data.num_tokens / (now - step_started),
                     "elapsed_s": state.elapsed_s,
                 }
             )
@@ -155,6 +156,28 @@ def train(
         if args.early_stopping_patience and state.num_evals_since_best >= args.early_stopping_patience:
             break
     return state
+
+
+def step_data(
+    steps: Iterable[int], data: ConversationDataset, args: Args, plan: Plan, world: World, collation: Collation
+) -> Generator[StepData]:
+    """What each of these optimizer steps computes, on the CPU, ready to be copied to the device.
+
+    The counts of all ranks come from the data's columns, which every rank has: no collective is needed for them.
+    """
+    lengths, num_trained, total_weights = data.lengths, data.num_trained, data.total_weights
+    size = args.per_device_train_batch_size
+    for step in steps:
+        rows = plan.rows.step(step - 1, plan.rows_per_step)
+        costs = row_costs(rows, lengths, num_trained)
+        shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=collation == "padded")
+        documents = [document for row in rows for document in row]
+        yield StepData(
+            [batch_of(share, data, args, collation).for_copies_to(world.device) for share in shares],
+            int(lengths[documents].sum(dtype=np.int64)),
+            int(num_trained[documents].sum(dtype=np.int64)),
+            float(total_weights[documents].sum()),
+        )
 
 
 def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Args, collation: Collation) -> Batch:

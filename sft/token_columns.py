@@ -5,6 +5,7 @@ trained.bin    uint8, one per token
 weights.bin    float32, one per token; only where some are neither 0 nor 1
 lengths.bin    int32, tokens of each document
 num_trained.bin  int32, trained tokens of each document
+total_weights.bin  float64, sum of each document's weights; its number of trained tokens where it has none
 offsets.bin    int64, where each document begins
 rows.bin       int64, the row of the source that each comes from
 manifest.json  sizes, and what was counted on the way
@@ -28,7 +29,13 @@ from sft.storage import storage_errors, write_json
 
 MANIFEST = "manifest.json"
 _COPIED_BYTES = 1 << 24
-_PER_DOCUMENT = {"lengths": np.int32, "num_trained": np.int32, "offsets": np.int64, "rows": np.int64}
+_PER_DOCUMENT = {
+    "lengths": np.int32,
+    "num_trained": np.int32,
+    "total_weights": np.float64,
+    "offsets": np.int64,
+    "rows": np.int64,
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class TokenColumns(Sequence[Document]):
     weights: NDArray[np.float32] | None
     lengths: NDArray[np.int32]
     num_trained: NDArray[np.int32]
+    total_weights: NDArray[np.float64]
     offsets: NDArray[np.int64]
     rows: NDArray[np.int64]
 
@@ -64,6 +72,7 @@ class TokenColumns(Sequence[Document]):
             column(weights, np.float32) if weighted else None,
             lengths,
             np.array([document.num_trained_tokens for document in documents], dtype=np.int32),
+            np.array([document.total_weight for document in documents], dtype=np.float64),
             np.cumsum(lengths, dtype=np.int64) - lengths,
             np.array(rows, dtype=np.int64),
         )
@@ -148,7 +157,7 @@ def write_columns(folder: Path, parts: Iterable[TokenColumns], vocabulary_size: 
                     (part.trained if part.weights is None else part.weights).astype(np.float32).tofile(files["weights"])
                 part.ids.astype(dtype).tofile(files["ids"])
                 part.trained.tofile(files["trained"])
-                for name in ("lengths", "num_trained", "rows"):
+                for name in ("lengths", "num_trained", "total_weights", "rows"):
                     getattr(part, name).tofile(files[name])
                 (part.offsets + num_tokens).tofile(files["offsets"])
                 num_tokens += len(part.ids)

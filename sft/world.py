@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class World:
         tensor = torch.tensor(values, dtype=dtype, device=self.device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
+
+    def total(self, value: Tensor) -> Tensor:
+        """A tensor of one number added up over all ranks, in float64; not waited for where the device can go on."""
+        total = value.detach().to(torch.float32 if self.device.type == "mps" else torch.float64, copy=True)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
 
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one."""

@@ -23,7 +23,7 @@ LAYERS = {
         "strict_json rows",
         "values",
         "messages",
-        "world formats sharding storage text_rows documents mask_options attention output_layer tokenizer",
+        "world formats prefetch sharding storage text_rows documents mask_options attention output_layer tokenizer",
         "table_rows packing",
         "sources masks",
         "masking model optimizer history",

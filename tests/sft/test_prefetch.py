@@ -1,0 +1,97 @@
+"""What the prefetching thread hands over: the items in their order, errors in theirs, nothing beyond its bound."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_args, write_conversations
+
+from sft.dataset import ConversationDataset
+from sft.loop import Plan, step_data
+from sft.masking import Masker
+from sft.prefetch import prefetched
+from sft.sources import read_conversations
+from sft.tokenizer import build_tokenizer, pad_token_id
+from sft.world import World
+
+
+def test_items_come_in_their_order_and_end() -> None:
+    assert list(prefetched(range(100))) == list(range(100))
+    assert list(prefetched([])) == []
+
+
+def test_an_error_comes_in_its_place() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyError("row 2")
+
+    found = prefetched(items())
+    assert next(found) == 1
+    with pytest.raises(KeyError, match="row 2"):
+        next(found)
+
+
+def test_no_more_is_made_than_may_wait_and_closing_ends_the_thread() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    before = threading.active_count()
+    with contextlib.closing(prefetched(items(), num_ahead=3)) as found:
+        assert next(found) == 0
+        time.sleep(0.3)
+        assert len(made) <= 1 + 3 + 1  # taken, waiting, in the making
+    assert threading.active_count() == before
+
+
+def test_items_are_made_while_the_caller_computes() -> None:
+    """Ten items of 50 ms beside ten computations of 50 ms: one after the other they would take a second."""
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            time.sleep(0.05)
+            yield number
+
+    started = time.monotonic()
+    for _ in prefetched(items()):
+        time.sleep(0.05)
+    assert time.monotonic() - started < 0.9
+
+
+@pytest.mark.parametrize("collation", ["flat", "packed", "padded"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_rank_knows_the_counts_of_all_without_asking(tmp_path: Path, collation: str, weighted: bool) -> None:
+    lines = write_conversations(tmp_path / "train.jsonl", 13).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for number, row in enumerate(rows if weighted else []):
+        row["messages"][-1]["weight"] = 0.3 * (1 + number % 4)
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    packing = collation == "packed"
+    args = tiny_args(tmp_path / "train.jsonl", tmp_path, packing=packing, max_length=128, per_device_train_batch_size=1)
+    tokenizer = build_tokenizer(args)
+    data = ConversationDataset(
+        read_conversations(str(args.train_file)), Masker(tokenizer, pad_token_id(tokenizer)), args.max_length
+    )
+    for size in (1, 2, 3):
+        plan = Plan.of(args, len(data), size, data.lengths)
+        worlds = [World(rank, rank, size, torch.device("cpu")) for rank in range(size)]
+        by_rank = [list(step_data(range(1, 9), data, args, plan, world, collation)) for world in worlds]
+        for shares in zip(*by_rank, strict=True):
+            batches = [batch for share in shares for batch in share.batches]
+            for name in ("num_tokens", "num_trained_tokens", "total_weight"):
+                own = sum(getattr(batch, name) for batch in batches)
+                # A rank with nothing to do computes one token that belongs to no document.
+                own -= sum(batch.num_tokens == 1 for batch in batches) if name == "num_tokens" else 0
+                told = {getattr(share, name) for share in shares}
+                assert len(told) == 1
+                assert told.pop() == pytest.approx(own, rel=1e-6), name
