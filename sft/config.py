@@ -35,6 +35,7 @@ ALIASES = {
     "epochs": "num_train_epochs",
     "max_grad": "max_grad_norm",
     "path_chat_template": "chat_template_path",
+    "profile": "profile_steps",
 }
 """Other spelling → setting."""
 
@@ -211,6 +212,12 @@ class Args:
     """Name of the run; the launcher makes the run directory from it."""
     logging_steps: PositiveInt = 1
     """Log every so many steps, and the first and the last."""
+    profile_steps: Annotated[int, at_least(0)] = 0
+    """Record so many steps of rank 0 with torch's profiler, after the first two, to `profile/` in the output directory;
+    Perfetto and TensorBoard open it. 0: none."""
+    matmul_tflops: Annotated[float, above(0)] | None = None
+    """What one device reaches in matrix products, in 10**12 operations per second: the whole of which the logged `mfu`
+    is the share. By default it is measured at the start, in a tenth of a second."""
     save_steps: Annotated[int, at_least(0)] = 500
     """Checkpoint every so many steps; 0: never."""
     save_total_limit: PositiveInt = 2

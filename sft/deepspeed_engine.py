@@ -15,6 +15,7 @@ from sft.batching import Batch
 from sft.config import Args
 from sft.engine import TensorKind, adamw_state, require_finite
 from sft.loss import LossModule
+from sft.metering import StepTimer
 from sft.optimizer import set_learning_rate
 from sft.world import World
 
@@ -95,6 +96,7 @@ class DeepSpeedEngine:
         """
         deepspeed = initialize_deepspeed(world)
         self.model = model
+        self.timer = StepTimer(world.device)
         self.loss_module = LossModule(model)
         self._world = world
         self._stage = zero_stage(config)
@@ -107,9 +109,11 @@ class DeepSpeedEngine:
 
     def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         self._engine.set_gradient_accumulation_boundary(is_last)
-        loss_sum: Tensor = self._engine(batch)
+        with self.timer("forward"):
+            loss_sum: Tensor = self._engine(batch)
         # DeepSpeed averages gradients over ranks; our loss is already divided by the weight of all ranks.
-        self._engine.backward(loss_sum * (self._world.size / total_weight), scale_wrt_gas=False)
+        with self.timer("backward"):
+            self._engine.backward(loss_sum * (self._world.size / total_weight), scale_wrt_gas=False)
         return loss_sum.detach()
 
     def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:

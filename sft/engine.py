@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sft.batching import Batch
 from sft.errors import NonFiniteError
 from sft.loss import LossModule
+from sft.metering import StepTimer
 from sft.optimizer import set_learning_rate
 from sft.world import World
 
@@ -35,6 +36,8 @@ class Engine(Protocol):
 
     model: Any
     """The transformers (or peft) model whose parameters and configuration these are."""
+    timer: StepTimer
+    """Where the engine tells how long forward and backward passes take."""
     loss_module: LossModule
     """The model with its loss: what runs."""
 
@@ -98,6 +101,7 @@ class TorchEngine:
             fsdp: shard by FSDP2 instead of replicating by DDP.
         """
         self.model = model
+        self.timer = StepTimer(world.device)
         self.loss_module = LossModule(model)
         self._world = world
         self._max_grad_norm = max_grad_norm
@@ -117,10 +121,11 @@ class TorchEngine:
 
     def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         with self._gradient_sync(is_last):
-            with self._computing():
+            with self._computing(), self.timer("forward"):
                 loss_sum: Tensor = self._forward(batch)
             # DDP and FSDP2 average gradients over ranks; our loss is already divided by the weight of all ranks.
-            torch.autograd.backward(loss_sum * (self._world.size / total_weight))
+            with self.timer("backward"):
+                torch.autograd.backward(loss_sum * (self._world.size / total_weight))
         return loss_sum.detach()
 
     def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:

@@ -67,8 +67,8 @@ class History:
         self._bar = tqdm(total=self._num_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5)
 
     def log_step(self, record: Record) -> None:
-        """A training record: step, epoch, loss, learning_rate, grad_norm, num_tokens, num_trained_tokens,
-        tokens_per_s, elapsed_s."""
+        """A training record: step, epoch, loss, learning_rate, grad_norm, num_tokens, num_trained_tokens, elapsed_s and
+        what `metering.Meter.record` gives."""
         self._log({"type": "train", **record}, "train")
         if self._bar is not None:
             self._bar.set_postfix_str(
@@ -94,9 +94,8 @@ class History:
     def _log(self, record: Record, group: str) -> None:
         self.records.append(record)
         if self._writer is not None:
-            for name, value in record.items():
-                if name not in ("type", "step"):
-                    self._writer.add_scalar(f"{group}/{name}", value, record["step"])
+            scalars = {f"{group}/{n}": v for n, v in record.items() if n not in ("type", "step") and v is not None}
+            self._writer.file_writer.add_summary(_summary_of(scalars), record["step"])
         if time.monotonic() - self._flushed_at > _FLUSH_INTERVAL_S:
             self.flush()
 
@@ -108,3 +107,10 @@ class History:
         if self._writer is not None:
             self._writer.flush()
         self._flushed_at = time.monotonic()
+
+
+def _summary_of(scalars: dict[str, float]) -> Any:
+    """All scalars of a step as one event: written one by one they would take longer than all else of a log step."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])

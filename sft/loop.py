@@ -25,10 +25,12 @@ from sft.config import Args
 from sft.dataset import ConversationDataset
 from sft.engine import Engine, require_finite
 from sft.history import History
+from sft.metering import Meter
 from sft.model_check import Collation, prepare_model
 from sft.optimizer import learning_rate_at
 from sft.packing import TrainingRows, row_costs
 from sft.prefetch import prefetched
+from sft.profiling import profiled
 from sft.sharding import rank_batches, steps_per_epoch
 from sft.world import World
 
@@ -42,6 +44,10 @@ class StepData:
     num_trained_tokens: int
     total_weight: float
     """By which the loss is divided."""
+    own_slots: int
+    """Tokens that this rank computes, with padding."""
+    own_squares: int
+    """Sum of the squared lengths of the documents that it computes, by which attention grows."""
 
 
 @dataclass(frozen=True)
@@ -98,28 +104,32 @@ def train(
         SettingsError: `packing` with a model in which packed documents see each other.
     """
     collation = prepare_model(engine, args, world)
+    timer, meter = engine.timer, Meter.of(engine.model, engine.timer, args, world)
     started = time.monotonic() - state.elapsed_s
     engine.model.train()
     steps = range(state.step + 1, plan.num_steps + 1)
     upcoming = prefetched(step_data(steps, train_data, args, plan, world, collation))
-    for step in steps:
-        step_started = time.monotonic()
-        data = next(upcoming)
+    for step in profiled(steps, args, world):
+        with timer("data"):
+            data = next(upcoming)
         seed_dropout(args.seed, step, world.rank)
         loss_sum = torch.zeros((), device=world.device)
         for number, batch in enumerate(data.batches, 1):
             is_last = number == len(data.batches)
             loss_sum += engine.accumulate(batch.to(world.device), data.total_weight, is_last=is_last)
         learning_rate = learning_rate_at(step, plan.num_steps, args)
-        loss, grad_norm = engine.step(learning_rate, world.total(loss_sum) / data.total_weight)
+        with timer("communication"):
+            loss_sum = world.total(loss_sum)
+        with timer("optimizer"):
+            loss, grad_norm = engine.step(learning_rate, loss_sum / data.total_weight)
 
-        now = time.monotonic()
+        meter.step(data.num_tokens, data.num_trained_tokens, data.own_slots, data.own_squares)
         state = replace(
             state,
             step=step,
             num_tokens=state.num_tokens + data.num_tokens,
             num_trained_tokens=state.num_trained_tokens + data.num_trained_tokens,
-            elapsed_s=now - started,
+            elapsed_s=time.monotonic() - started,
         )
         if step % args.logging_steps == 0 or step in (1, plan.num_steps):
             history.log_step(
@@ -131,7 +141,7 @@ def train(
                     "grad_norm": grad_norm,
                     "num_tokens": state.num_tokens,
                     "num_trained_tokens": state.num_trained_tokens,
-                    "tokens_per_s": data.num_tokens / (now - step_started),
+                    **meter.record(),
                     "elapsed_s": state.elapsed_s,
                 }
             )
@@ -139,7 +149,8 @@ def train(
 
         is_best = False
         if eval_data is not None and (step % plan.eval_every == 0 or step == plan.num_steps):
-            eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world, collation)
+            with timer("evaluation"):
+                eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world, collation)
             require_finite("eval_loss", eval_loss)
             state, is_best = after_evaluation(state, eval_loss)
             history.log_eval(
@@ -152,7 +163,8 @@ def train(
                 }
             )
         if (args.save_steps and step % args.save_steps == 0) or (is_best and args.load_best_model_at_end):
-            checkpoints.save(engine, state)
+            with timer("checkpoint"):
+                checkpoints.save(engine, state)
         if args.early_stopping_patience and state.num_evals_since_best >= args.early_stopping_patience:
             break
     return state
@@ -172,12 +184,22 @@ def step_data(
         costs = row_costs(rows, lengths, num_trained)
         shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=collation == "padded")
         documents = [document for row in rows for document in row]
+        batches = [batch_of(share, data, args, collation) for share in shares]
         yield StepData(
-            [batch_of(share, data, args, collation).for_copies_to(world.device) for share in shares],
+            [batch.for_copies_to(world.device) for batch in batches],
             int(lengths[documents].sum(dtype=np.int64)),
             int(num_trained[documents].sum(dtype=np.int64)),
             float(total_weights[documents].sum()),
+            sum(batch.input_ids.numel() for batch in batches),
+            sum(sum_of_squares(batch, share, lengths) for batch, share in zip(batches, shares, strict=True)),
         )
+
+
+def sum_of_squares(batch: Batch, rows: Sequence[Sequence[int]], lengths: NDArray[np.int32]) -> int:
+    """Sum of the squared lengths of a batch's documents; what is left out of them does not count."""
+    documents = [document for row in rows for document in row]
+    found = np.array(batch.layout.lengths if batch.layout is not None else lengths[documents], dtype=np.int64)
+    return int(found @ found)
 
 
 def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Args, collation: Collation) -> Batch:

@@ -35,8 +35,10 @@ def test_a_run_learns_and_writes_everything(args: Args) -> None:
     found = losses(Path(args.output_dir))
     assert found[-1] < found[0] - 0.5
     first = records(args, "train")[0]
-    names = "step epoch loss learning_rate grad_norm num_tokens num_trained_tokens tokens_per_s elapsed_s".split()
-    assert list(first) == ["type", *names]
+    names = "step epoch loss learning_rate grad_norm num_tokens num_trained_tokens".split()
+    rates = "tokens_per_s trained_tokens_per_s padding tflops_per_s mfu mfu_palm".split()
+    phases = "data_s forward_s backward_s optimizer_s communication_s checkpoint_s".split()
+    assert list(first) == ["type", *names, *rates, *phases, "elapsed_s"]
     assert records(args, "summary")[0]["last_loss"] == found[-1]
     written = {path.name for path in Path(args.output_dir).iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= written

@@ -1,0 +1,124 @@
+"""Floating point operations of training, from what a model is and how long its documents are. Pure arithmetic.
+
+Multiplying a token by a matrix of n weights takes 2 n operations; its gradient with respect to the input takes as many,
+and with respect to the weights as many again. Attention of a causal document of l tokens takes 2 l² H d operations in
+each layer and pass (H heads of size d; two products over half of l × l), three times that with the backward pass.
+
+Two conventions are given, for there are two kinds of published figures:
+- **causal**: what has to be computed. The output layer at trained positions only, causal attention within each
+  document, frozen weights without a gradient of their own: 4 n instead of 6 n.
+- **PaLM** (Chowdhery et al., 2022, appendix B): 6 N per token with the output layer at every position, and attention as
+  if it looked both ways.
+
+What gradient checkpointing computes again is in neither: this is for model FLOPs utilisation (MFU).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the formulas need to know of a model. Sizes are numbers of weights."""
+
+    body: int
+    """Weights that every token is multiplied by: the layers' matrices; of experts as many as a token is sent to."""
+    adapters: int
+    """Those of low-rank adapters."""
+    head: int
+    """Those of the output layer, hidden size × vocabulary."""
+    attention: int
+    """Layers × heads × size of a head."""
+    is_body_trained: bool
+    """False with adapters: the body's weights are frozen."""
+
+    @classmethod
+    def of(cls, model: Any) -> ModelShape:
+        """The shape of a transformers or peft causal language model, whole or sharded."""
+        config = model.config.get_text_config()
+        num_heads = int(getattr(config, "num_attention_heads", 0) or 0)
+        head_size = getattr(config, "head_dim", None) or (config.hidden_size // num_heads if num_heads else 0)
+        tables = {id(layer.weight) for layer in _tables(model)}
+        body = adapters = 0.0
+        is_body_trained = False
+        for name, parameter in model.named_parameters():
+            size = _shape_of(parameter)
+            if len(size) < 2 or id(parameter) in tables:
+                continue
+            if ".lora_" in name:
+                adapters += _product(size)
+            else:
+                body += _product(size) * (_expert_share(config) if ".experts." in name else 1.0)
+                is_body_trained = is_body_trained or parameter.requires_grad
+        return cls(
+            round(body),
+            round(adapters),
+            int(config.hidden_size) * int(config.vocab_size),
+            int(config.num_hidden_layers) * num_heads * int(head_size),
+            is_body_trained,
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one or several steps have gone through, over all ranks."""
+
+    num_tokens: int = 0
+    num_trained_tokens: int = 0
+    sum_squared_lengths: int = 0
+    """Sum of l² over the documents of l tokens."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.num_tokens + other.num_tokens,
+            self.num_trained_tokens + other.num_trained_tokens,
+            self.sum_squared_lengths + other.sum_squared_lengths,
+        )
+
+
+def causal_flops(shape: ModelShape, work: Work) -> float:
+    """Operations of forward and backward passes that have to be computed."""
+    per_weight = 6 if shape.is_body_trained else 4
+    body = (per_weight * shape.body + 6 * shape.adapters) * work.num_tokens
+    head = per_weight * shape.head * work.num_trained_tokens
+    return float(body + head + 6 * shape.attention * work.sum_squared_lengths)
+
+
+def palm_flops(shape: ModelShape, work: Work) -> float:
+    """Operations by PaLM's convention, 4 N in place of 6 N for frozen weights."""
+    per_weight = 6 if shape.is_body_trained else 4
+    weights = per_weight * (shape.body + shape.head) + 6 * shape.adapters
+    return float(weights * work.num_tokens + 12 * shape.attention * work.sum_squared_lengths)
+
+
+def recomputed_flops(shape: ModelShape, work: Work) -> float:
+    """What gradient checkpointing adds: the layers' forward pass once more."""
+    return float(2 * (shape.body + shape.adapters) * work.num_tokens + 2 * shape.attention * work.sum_squared_lengths)
+
+
+def _tables(model: Any) -> list[Any]:
+    """The input embedding, which is looked up, and the output layer, which counts for itself."""
+    found = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [layer for layer in found if layer is not None and hasattr(layer, "weight")]
+
+
+def _shape_of(parameter: Any) -> tuple[int, ...]:
+    # Under ZeRO-3 a partitioned parameter is empty and keeps its real shape beside it.
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _product(size: tuple[int, ...]) -> int:
+    found = 1
+    for length in size:
+        found *= int(length)
+    return found
+
+
+def _expert_share(config: Any) -> float:
+    """The share of its experts that a token is sent to."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    count = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+    taken = getattr(config, "num_experts_per_tok", None)
+    return taken / count if count and taken else 1.0
