@@ -1,4 +1,4 @@
-"""`python -m sft`: inspect, audit, train."""
+"""`python -m sft`: inspect, audit, estimate, train."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ USAGE = """usage: python -m sft COMMAND …
 
   inspect FILE             what of each row is trained: its tokens, painted
   audit RUN.yaml | FILE    the whole data before any GPU: counts, lengths, refused rows, what an epoch means
+  estimate RUN.yaml        memory per device and time of a step, for every way of sharing the model out
   train RUN.yaml | FILE    train here, in this process (sft/train.py)
 
 `python -m sft COMMAND --help` tells more. Exit codes: 0 done, 2 settings, 3 data.
@@ -27,7 +28,12 @@ USAGE = """usage: python -m sft COMMAND …
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code."""
     given = list(sys.argv[1:] if words is None else words)
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"inspect": _inspect, "audit": _audit, "train": _train}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "inspect": _inspect,
+        "audit": _audit,
+        "estimate": _estimate,
+        "train": _train,
+    }
     if not given or given[0] in ("--help", "-h"):
         print(USAGE, end="", file=sys.stdout if given else sys.stderr)
         return 0 if given else 2
@@ -57,6 +63,12 @@ def _inspect(words: Sequence[str]) -> int:
 
 def _audit(words: Sequence[str]) -> int:
     from sft.audit_command import main
+
+    return main(words)
+
+
+def _estimate(words: Sequence[str]) -> int:
+    from sft.estimate_command import main
 
     return main(words)
 

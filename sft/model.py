@@ -22,17 +22,22 @@ class BuiltModel:
     """Number format of the final weights."""
 
 
-def build_model(args: Args, tokenizer: Any) -> BuiltModel:
+def build_model(args: Args, tokenizer: Any, *, with_weights: bool = True) -> BuiltModel:
     """The model with a vocabulary that holds the tokenizer's, gradient checkpointing and adapters as asked for.
 
-    Random weights follow from `seed` alone, so that every rank makes the same ones.
+    Random weights follow from `seed` alone, so that every rank makes the same ones. `with_weights=False` only takes
+    the configuration of a model that has a name, for tensors without memory (`memory_trace.without_memory`).
 
     Raises:
         SettingsError: the model cannot be loaded, or does not go with the tokenizer.
     """
     config = _config(args, tokenizer)
     save_dtype = _save_dtype(args, config)
-    model = _from_config(args, config) if args.model_config is not None else _from_pretrained(args)
+    if not with_weights:
+        sizes = config.get_text_config()
+        sizes.vocab_size = max(sizes.vocab_size, len(tokenizer))
+    is_random = args.model_config is not None or not with_weights
+    model = _from_config(args, config) if is_random else _from_pretrained(args)
     _fit_vocabulary(model, tokenizer, args)
     model.config.use_cache = False
     if args.gradient_checkpointing:

@@ -1,0 +1,298 @@
+"""Memory and time of a run before it: every way of sharing the model out, and the first that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sft.attention import use_document_attention
+from sft.batching import Batch, collate, collate_flat, collate_packed
+from sft.config import ROOT, Args, LoraArgs
+from sft.deepspeed_config import read_deepspeed_config
+from sft.documents import Document
+from sft.engine import decoder_layers
+from sft.flops import ModelShape, Work, causal_flops, palm_flops, recomputed_flops
+from sft.memory import Peak, Setting, Sharing, Sizes, peak, weights_in_bf16
+from sft.memory_trace import Trace, without_memory
+from sft.model import build_model
+from sft.packing_check import stateful_part
+from sft.trace_depth import trace_of_any_depth
+
+GIB = 2**30
+RESERVED_BYTES = {"cuda": round(1.5 * GIB), "cpu": round(0.6 * GIB)}
+"""What a process takes before it holds a tensor: CUDA's context and NCCL's buffers; the libraries' code."""
+RESERVED_SHARE = 0.05
+"""What an allocator cannot use because it lies in pieces."""
+USUAL_MFU = {"cuda": 0.45, "cpu": 0.3}
+"""Share of the matmul rate that dense models reach: 0.40–0.46 on H100 (llm-foundry, 1–7B), 0.2–0.35 on CPUs."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run would be, and how it would be shared out."""
+
+    device: str
+    """cuda or cpu."""
+    num_nodes: int
+    procs_per_node: int
+    memory_bytes: int
+    """Of one device."""
+    bf16: bool
+    matmul_flops_per_s: float | None = None
+    """Of one device."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks."""
+        return self.num_nodes * self.procs_per_node
+
+    @property
+    def usable_bytes(self) -> int:
+        """What is left for tensors."""
+        return round(self.memory_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES[self.device]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a micro-batch is taken to have."""
+
+    length: int
+    """Tokens of a document."""
+    trained_share: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run, with what it takes."""
+
+    sharing: Sharing
+    settings: tuple[str, ...]
+    """What to write to get it, beside what the settings have already."""
+    is_yours: bool
+    is_lora: bool
+    is_checkpointed: bool
+    peak: Peak
+    fits: bool
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """An optimizer step, in which every rank has full micro-batches."""
+
+    num_tokens: int
+    """Of all ranks."""
+    causal_flops: float
+    palm_flops: float
+    """By both conventions, all ranks."""
+    fastest_s: float | None
+    """If all were matrix products at their full rate."""
+    usual_s: float | None
+    """At the usual share of it."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `python -m sft estimate` tells."""
+
+    machine: Machine
+    rows: Rows
+    sizes: Sizes
+    shape: ModelShape
+    choices: Sequence[Choice]
+    recommended: Choice | None
+    """The first that fits; None if none does."""
+    time: StepTime
+    loading_bytes: int
+    """Of the machine's memory, by one rank, while the model is loaded in float32."""
+
+
+@dataclass(frozen=True)
+class _Traced:
+    sizes: Sizes
+    shape: ModelShape
+    trace: Trace
+
+
+def estimate(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Estimate:
+    """Every choice for these settings, by what it takes.
+
+    Raises:
+        SettingsError: the model cannot be built, or `train_batch_size` cannot be shared out.
+    """
+    setting = _setting(args, machine)
+    traced: dict[tuple[bool, bool, bool], _Traced] = {}
+
+    def choice(sharing: Sharing, settings: str, is_yours: bool, is_lora: bool, is_checkpointed: bool) -> Choice:
+        in_bf16 = weights_in_bf16(sharing, bf16=machine.bf16)
+        key = (is_lora, is_checkpointed, in_bf16)
+        if key not in traced:
+            lora = replace(args.lora, enabled=True) if is_lora else LoraArgs(enabled=False)
+            own = replace(args, lora=lora, gradient_checkpointing=is_checkpointed)
+            traced[key] = _traced(own, tokenizer, rows, in_bf16=in_bf16, autocast=machine.bf16 and not in_bf16)
+        found = peak(sharing, traced[key].sizes, traced[key].trace, setting)
+        fits = found.total_bytes <= machine.usable_bytes
+        is_yours = is_yours and (is_lora, is_checkpointed) == (args.lora.enabled, args.gradient_checkpointing)
+        changes = _changes(args, is_lora=is_lora, is_checkpointed=is_checkpointed)
+        return Choice(sharing, (settings, *changes), is_yours, is_lora, is_checkpointed, found, fits)
+
+    choices = [
+        choice(sharing, settings, is_yours, is_lora, is_checkpointed)
+        for is_lora in ([True] if args.lora.enabled else [False, True])
+        for sharing, settings, is_yours in _sharings(args, machine.world_size)
+        for is_checkpointed in (False, True)
+        if is_lora == args.lora.enabled or sharing.name == _REPLICATED
+    ]
+    yours = next(one for key, one in traced.items() if key[0] == args.lora.enabled)
+    time = _step_time(yours.shape, args, machine, rows)
+    loads_whole = args.deepspeed is None or args.model_config is not None or not _is_stage3(args)
+    loading = 4 * yours.sizes.total // (1 if loads_whole else machine.world_size)
+    return Estimate(machine, rows, yours.sizes, yours.shape, choices, recommended(choices), time, loading)
+
+
+def _changes(args: Args, *, is_lora: bool, is_checkpointed: bool) -> Iterator[str]:
+    if is_lora and not args.lora.enabled:
+        yield "lora: {r: 16}"
+    if is_checkpointed != args.gradient_checkpointing:
+        yield f"gradient_checkpointing: {'true' if is_checkpointed else 'false'}"
+
+
+def own_peak(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Peak:
+    """The peak for the settings as they are, without any other choice."""
+    if args.deepspeed is not None:
+        sharing = Sharing.of_deepspeed("yours", read_deepspeed_config(args.deepspeed))
+    else:
+        sharing = Sharing("FSDP" if args.fsdp else _REPLICATED, fsdp=args.fsdp)
+    in_bf16 = weights_in_bf16(sharing, bf16=machine.bf16)
+    traced = _traced(args, tokenizer, rows, in_bf16=in_bf16, autocast=machine.bf16 and not in_bf16)
+    return peak(sharing, traced.sizes, traced.trace, _setting(args, machine))
+
+
+def own_step_time(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> StepTime:
+    """The time of a full step for the settings as they are."""
+    model = without_memory(lambda: build_model(args, tokenizer, with_weights=False).model)
+    return _step_time(ModelShape.of(model), args, machine, rows)
+
+
+def recommended(choices: Sequence[Choice]) -> Choice | None:
+    """The first that fits: the lowest stage as the settings have it, then with checkpointing, then what is offloaded,
+    then adapters."""
+
+    def order(choice: Choice) -> tuple[bool, bool, bool]:
+        offloads = choice.sharing.offloads_optimizer or choice.sharing.offloads_weights
+        return choice.is_lora, offloads, choice.is_checkpointed
+
+    return next((choice for choice in sorted(choices, key=order) if choice.fits), None)
+
+
+def full_batch(args: Args, rows: Rows, *, is_flat: bool) -> Batch:
+    """A micro-batch of one rank with rows as long as they get, end to end or in the older forms."""
+    prompt = min(round(rows.length * (1 - rows.trained_share)), rows.length - 1)
+    document = Document([0] * rows.length, [False] * prompt + [True] * (rows.length - prompt))
+    per_row = max(args.max_length // rows.length, 1) if args.packing else 1
+    size = args.per_device_train_batch_size
+    if is_flat:
+        return collate_flat([document] * per_row * size, 0)
+    if args.packing:
+        return collate_packed([[document] * per_row] * size, 0, args.max_length)
+    return collate([document] * size, 0)
+
+
+_REPLICATED = "DDP"
+
+
+def _sharings(args: Args, world_size: int) -> Iterator[tuple[Sharing, str, bool]]:
+    """(the way, what to write, whether the settings have it), the one that communicates least first."""
+    given = args.deepspeed
+    yield Sharing(_REPLICATED), "the default", given is None and not args.fsdp
+    names = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+    if world_size == 1:  # nobody to share with: only offload helps
+        names = ["zero2_offload", "zero3_offload"]
+    for name in names:
+        path = ROOT / "ds_configs" / f"{name}.json"
+        config = read_deepspeed_config(path)
+        is_yours = given is not None and read_deepspeed_config(given) == config
+        yield Sharing.of_deepspeed(_title(name), config), f"deepspeed: ds_configs/{name}.json", is_yours
+        if name == "zero2_offload":
+            yield from _own(args, names)
+    if world_size > 1 or args.fsdp:
+        yield Sharing("FSDP", fsdp=True), "fsdp: true", args.fsdp
+
+
+def _own(args: Args, names: Sequence[str]) -> Iterator[tuple[Sharing, str, bool]]:
+    """A settings file of the user's own."""
+    if args.deepspeed is None:
+        return
+    config = read_deepspeed_config(args.deepspeed)
+    bundled = [read_deepspeed_config(ROOT / "ds_configs" / f"{name}.json") for name in names]
+    if config not in bundled:
+        yield Sharing.of_deepspeed("yours", config), f"deepspeed: {args.deepspeed}", True
+
+
+def _title(name: str) -> str:
+    return name.replace("zero", "ZeRO-").replace("_offload", " offload")
+
+
+def _is_stage3(args: Args) -> bool:
+    config = read_deepspeed_config(args.deepspeed) if args.deepspeed is not None else {}
+    return int(config.get("zero_optimization", {}).get("stage", 0)) == 3
+
+
+def _traced(args: Args, tokenizer: Any, rows: Rows, *, in_bf16: bool, autocast: bool) -> _Traced:
+    def build() -> Any:
+        model = build_model(args, tokenizer, with_weights=False).model
+        return model.to(torch.bfloat16) if in_bf16 else model
+
+    model = without_memory(build)
+    batch = full_batch(args, rows, is_flat=_attends_per_document(model, args))
+    return _Traced(sizes_of(model), ModelShape.of(model), trace_of_any_depth(model, batch, autocast=autocast))
+
+
+def _attends_per_document(model: Any, args: Args) -> bool:
+    """Makes attention per document the model's, where it can be and is not forbidden. Whether it is right shows only on
+    real weights (`sft.model_check`); architectures that cannot do it at all are known here."""
+    if args.attn_implementation != "auto" or stateful_part(model.config, by_layers_alone=True):
+        return False
+    try:
+        use_document_attention(model)
+    except ValueError:
+        return False
+    return True
+
+
+def sizes_of(model: Any, persistent_below: int = 100_000) -> Sizes:
+    """Numbers of weights; `persistent_below` is ZeRO-3's `stage3_param_persistence_threshold`."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder_layers(model)]
+    total = sum(count for count, _ in counts)
+    return Sizes(
+        total,
+        sum(count for count, is_trained in counts if is_trained),
+        max(layers, default=0),
+        total - sum(layers),
+        sum(count for count, _ in counts if count <= persistent_below),
+    )
+
+
+def _setting(args: Args, machine: Machine) -> Setting:
+    accumulation = args.accumulation_steps(machine.world_size)
+    return Setting(machine.world_size, machine.bf16, accumulation, machine.device == "cuda")
+
+
+def _step_time(shape: ModelShape, args: Args, machine: Machine, rows: Rows) -> StepTime:
+    batch = full_batch(args, rows, is_flat=True)
+    num_batches = args.accumulation_steps(machine.world_size) * machine.world_size
+    work = Work(
+        batch.num_tokens * num_batches,
+        batch.num_trained_tokens * num_batches,
+        batch.num_tokens * rows.length * num_batches,
+    )
+    computed = causal_flops(shape, work)
+    if args.gradient_checkpointing:
+        computed += recomputed_flops(shape, work)
+    rate = machine.matmul_flops_per_s
+    fastest = computed / machine.world_size / rate if rate else None
+    usual = fastest / USUAL_MFU[machine.device] if fastest else None
+    return StepTime(work.num_tokens, causal_flops(shape, work), palm_flops(shape, work), fastest, usual)

@@ -1,0 +1,231 @@
+"""Memory of one device: what a way of sharing a model out holds beside one pass's activations. Pure arithmetic.
+
+`memory_trace` says what forward and backward hold at each moment and how many gradients are done by then; here is what
+weights, gradients, optimizer states and the frameworks' own buffers add to it. The peak is the greatest sum, over the
+moments of the passes and the optimizer's step. AdamW's states are two float32 numbers per trained weight.
+
+Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (2020) for the shares; the
+buffers as DeepSpeed 0.19 and torch 2.13 allocate them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sft.memory_trace import Moment, Trace
+
+DDP_BUCKET_BYTES = 25 * 2**20
+"""What DistributedDataParallel reduces at once, by default."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of weights of a model."""
+
+    total: int
+    trained: int
+    largest_layer: int
+    """Of the decoder layer that has most."""
+    outside_layers: int
+    """Embeddings, output layer and last norm."""
+    persistent: int = 0
+    """Of the parameters that ZeRO-3 leaves whole because they are small."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A way of sharing a model out over the ranks."""
+
+    name: str
+    zero_stage: int | None = None
+    """DeepSpeed's; None: plain torch."""
+    fsdp: bool = False
+    offloads_optimizer: bool = False
+    offloads_weights: bool = False
+    reduce_bucket: int = 500_000_000
+    """DeepSpeed's `reduce_bucket_size`, in elements."""
+    num_buckets: int = 1
+    """Two with `overlap_comm`."""
+    live_parameters: int = 1_000_000_000
+    """DeepSpeed's `stage3_max_live_parameters`, and the distance at which it lets go of a weight."""
+    prefetch: int = 50_000_000
+    """DeepSpeed's `stage3_prefetch_bucket_size`."""
+
+    @classmethod
+    def of_deepspeed(cls, name: str, config: Mapping[str, Any]) -> Sharing:
+        """What a DeepSpeed settings file asks for."""
+        zero = config.get("zero_optimization", {})
+        stage = int(zero.get("stage", 0))
+        overlaps = zero.get("overlap_comm")
+        return cls(
+            name,
+            stage,
+            offloads_optimizer=_is_on(zero.get("offload_optimizer")),
+            offloads_weights=_is_on(zero.get("offload_param")),
+            reduce_bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
+            num_buckets=2 if (stage == 3 if overlaps is None else overlaps) else 1,
+            live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
+            prefetch=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
+        )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What else the memory depends on."""
+
+    world_size: int
+    bf16: bool
+    num_micro_batches: int
+    """Per optimizer step."""
+    counts_untouched: bool
+    """True on CUDA, where a buffer is taken when it is made; on the CPU it is when it is written to."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The moment at which a device holds most."""
+
+    parts: Mapping[str, int]
+    """Bytes of: weights, gradients, optimizer states, activations, logits and loss, buffers."""
+    host_bytes: int = 0
+    """What this rank holds in the machine's memory instead, where something is offloaded."""
+
+    @property
+    def total_bytes(self) -> int:
+        """On the device."""
+        return sum(self.parts.values())
+
+
+PARTS = ("weights", "gradients", "optimizer states", "activations", "logits and loss", "buffers")
+
+
+def peak(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Peak:
+    """The most that a rank's device holds in an optimizer step after the first.
+
+    Args:
+        sharing: who holds what.
+        sizes: of the model.
+        trace: of a model whose weights are as `weights_in_bf16` says.
+        setting: world and numbers.
+    """
+    if sharing.zero_stage is None:
+        moments = _fsdp(sizes, trace, setting) if sharing.fsdp else _replicated(sizes, trace, setting)
+    elif sharing.zero_stage == 3:
+        moments = _zero3(sharing, sizes, trace, setting)
+    elif sharing.zero_stage in (1, 2):
+        moments = _zero12(sharing, sizes, trace, setting)
+    else:
+        moments = _zero0(sizes, trace, setting)
+    return max(moments, key=lambda found: found.total_bytes)
+
+
+def weights_in_bf16(sharing: Sharing, *, bf16: bool) -> bool:
+    """Whether layers compute with bfloat16 weights; plain torch keeps float32 and casts while it computes."""
+    return bf16 and (sharing.zero_stage is not None or sharing.fsdp)
+
+
+def _replicated(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
+    """One process, or DDP, whose buckets hold the gradients from its first step on."""
+    fixed = {"weights": 4 * sizes.total, "optimizer states": 8 * sizes.trained}
+    whole = 4 * sizes.trained
+    is_ddp, keeps = setting.world_size > 1, setting.num_micro_batches > 1
+    reducing = min(DDP_BUCKET_BYTES, whole) if is_ddp else 0
+    for moment in trace.moments:
+        gradients = whole if is_ddp or keeps else 4 * moment.num_gradients
+        yield _peak(fixed, moment, gradients=gradients, buffers=reducing)
+    yield _peak(fixed, gradients=whole)
+
+
+def _fsdp(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
+    """FSDP2: shards in float32; weights are gathered layer by layer, those outside the layers for the whole pass."""
+    share, compute = 1 / setting.world_size, 2 if setting.bf16 else 4
+    fixed = {"weights": round(4 * sizes.total * share), "optimizer states": round(8 * sizes.trained * share)}
+    # Besides the outer weights: the layer that computes, the next one on its way, and the buffer that it arrives in.
+    outer, layers = compute * sizes.outside_layers, 3 * compute * sizes.largest_layer
+    whole = round(4 * sizes.trained * share)
+    for moment in trace.moments:
+        done = moment.num_gradients
+        # The last layer's forward pass is over, its backward pass has not begun: no layer is whole.
+        gathered = outer + (layers if done else 0)
+        unreduced = (4 + compute) * min(done, sizes.largest_layer)
+        gradients = whole if setting.num_micro_batches > 1 else round(4 * done * share)
+        yield _peak(fixed, moment, gradients=gradients, buffers=gathered + unreduced)
+    yield _peak(fixed, gradients=whole)
+
+
+def _zero0(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
+    """DeepSpeed without sharding; in bfloat16 it keeps float32 weights and gradients beside."""
+    size = 2 if setting.bf16 else 4
+    fixed = {"weights": size * sizes.total, "optimizer states": 8 * sizes.trained}
+    if setting.bf16:
+        fixed["weights"] += 4 * sizes.trained
+    for moment in trace.moments:
+        yield _peak(fixed, moment, gradients=(4 if setting.bf16 else 0) * sizes.trained + size * moment.num_gradients)
+    yield _peak(fixed, gradients=4 * sizes.trained)
+
+
+def _zero12(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
+    share, size = 1 / setting.world_size, 2 if setting.bf16 else 4
+    own = round(sizes.trained * share)
+    fixed = {"weights": size * sizes.total}
+    host = 0
+    if sharing.offloads_optimizer:
+        host = (4 + 8 + 4 + size) * own
+    else:
+        fixed |= {"weights": fixed["weights"] + 4 * own, "optimizer states": 8 * own}
+    # Gradients lie in the bucket until they are reduced; only a rank's own share is copied out of it, in both stages.
+    bucket = min(sharing.reduce_bucket, sizes.trained)
+    accumulated = size * own if setting.num_micro_batches > 1 else 0
+    for moment in trace.moments:
+        filled = size * min(bucket, moment.num_gradients)
+        if setting.counts_untouched:
+            filled = size * sharing.reduce_bucket * sharing.num_buckets
+        reduced = 0 if sharing.offloads_optimizer else accumulated + size * round(moment.num_gradients * share)
+        yield _peak(fixed, moment, gradients=reduced, buffers=filled, host=host)
+    # The step flattens its share of the gradients into float32.
+    flat = 0 if sharing.offloads_optimizer else 4 * own
+    yield _peak(fixed, gradients=size * own if flat else 0, buffers=flat, host=host)
+
+
+def _zero3(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
+    share, size = 1 / setting.world_size, 2 if setting.bf16 else 4
+    own = round(sizes.trained * share)
+    weights = 0 if sharing.offloads_weights else round(size * sizes.total * share)
+    fixed = {"weights": weights, "optimizer states": 0}
+    host = 0 if not sharing.offloads_weights else round(size * sizes.total * share)
+    if sharing.offloads_optimizer:
+        host += (4 + 8 + 4) * own
+    else:
+        fixed = {"weights": weights + 4 * own, "optimizer states": 8 * own}
+    gradients = 0 if sharing.offloads_optimizer else size * own
+    gathered = size * min(sizes.total, sharing.live_parameters)
+    # Made once and kept; what has been written to stays.
+    bucket = size * (sharing.reduce_bucket if setting.counts_untouched else min(sharing.reduce_bucket, sizes.trained))
+    for moment in trace.moments:
+        yield _peak(fixed, moment, gradients=gradients, buffers=gathered + bucket, host=host)
+    # A full bucket is laid out anew by ranks, and scattered.
+    laid_out = size * min(sharing.reduce_bucket, sizes.trained)
+    scattered = laid_out + round(laid_out * share)
+    yield _peak(fixed, gradients=gradients, buffers=gathered + bucket + scattered, host=host)
+    flat = 0 if sharing.offloads_optimizer else 4 * own
+    yield _peak(fixed, gradients=gradients, buffers=flat + bucket + size * sizes.persistent, host=host)
+
+
+def _peak(
+    fixed: Mapping[str, int], moment: Moment | None = None, *, gradients: int = 0, buffers: int = 0, host: int = 0
+) -> Peak:
+    held = moment.held_bytes if moment is not None else {}
+    parts = {
+        **fixed,
+        "gradients": gradients,
+        "activations": held.get("activations", 0) + held.get("weights in bf16", 0),
+        "logits and loss": held.get("logits and loss", 0),
+        "buffers": buffers,
+    }
+    return Peak({name: parts.get(name, 0) for name in PARTS}, host)
+
+
+def _is_on(offload: Any) -> bool:
+    return isinstance(offload, Mapping) and offload.get("device", "none") != "none"

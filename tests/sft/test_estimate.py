@@ -1,0 +1,376 @@
+"""`python -m sft estimate`: what a pass holds, who holds what, what fits, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import QWEN3, TOKENIZER, tiny_args, write_conversations
+
+from sft.__main__ import main
+from sft.attention import use_document_attention
+from sft.batching import Batch, collate, collate_flat
+from sft.config import ROOT
+from sft.documents import Document
+from sft.estimate import Choice, Machine, Rows, estimate, full_batch, own_peak, recommended
+from sft.loss import LossModule
+from sft.memory import Peak, Setting, Sharing, Sizes, peak
+from sft.memory_trace import Moment, Trace, trace, without_memory
+from sft.output_layer import output_layer_of
+from sft.tokenizer import build_tokenizer
+from sft.trace_depth import extrapolated, trace_of_any_depth
+
+GIB = 2**30
+
+
+def build(**changes: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**{**QWEN3, "vocab_size": 600, **changes})
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def batch_of(lengths: list[int], trained_from: int = 0, collated: Callable[..., Batch] = collate) -> Batch:
+    return collated([Document([1] * n, [i >= trained_from for i in range(n)]) for n in lengths], 0)
+
+
+def really_saved(model: Any, batch: Batch) -> int:
+    """Bytes of the storages that a real forward pass saves for the backward pass."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    module = LossModule(model)
+    module.output_layer = output_layer_of(model)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss_sum = module(batch)
+        assert loss_sum.requires_grad
+        return sum(storage.nbytes() for storage in saved.values())
+
+
+EXPERTS = {
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+}
+
+
+@pytest.mark.parametrize("sizes", [{}, {"model_type": "gpt_neox"}, EXPERTS], ids=["qwen3", "gpt_neox", "qwen3_moe"])
+@pytest.mark.parametrize("lengths", [[64], [40, 9, 64]])
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_a_trace_saves_what_a_real_pass_saves(sizes: dict[str, Any], lengths: list[int], is_flat: bool) -> None:
+    batch = batch_of(lengths, 6, collate_flat if is_flat else collate)
+
+    def model() -> Any:
+        made = build(**sizes)
+        if is_flat:
+            use_document_attention(made)
+        return made
+
+    found = trace(without_memory(model), batch, autocast=False)
+    # Beside what autograd saves, the trace counts the loss and masks that are alive at that moment.
+    assert found.saved_bytes == pytest.approx(really_saved(model(), batch), rel=0.02)
+
+
+def test_a_trace_takes_no_memory_whatever_the_size() -> None:
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "head_dim": 128}
+    model = without_memory(lambda: build(**sizes, num_hidden_layers=9, vocab_size=128_256))
+    assert sum(parameter.numel() for parameter in model.parameters()) > 7e9
+    found = trace_of_any_depth(model, batch_of([4096]), autocast=True)
+    # The table of words is the last to get its gradient; nothing is held after it.
+    embedding = model.get_input_embeddings().weight.numel()
+    assert found.moments[-1].num_gradients == sum(parameter.numel() for parameter in model.parameters()) - embedding
+    assert found.saved_bytes > 10 * GIB
+
+
+def test_checkpointing_keeps_one_tensor_per_layer() -> None:
+    def checkpointed() -> Any:
+        model = build(num_hidden_layers=6)
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        return model
+
+    batch = batch_of([200])
+    plain = trace(without_memory(lambda: build(num_hidden_layers=6)), batch, autocast=False)
+    found = trace(without_memory(checkpointed), batch, autocast=False)
+    kept = [moment.held_bytes["activations"] for moment in (plain.moments[0], found.moments[0])]
+    assert 6 * 200 * 32 * 4 <= kept[1] < 9 * 200 * 32 * 4
+    assert kept[0] > 8 * kept[1]
+
+
+def test_logits_of_untrained_positions_show_where_the_loss_makes_them() -> None:
+    model = without_memory(build)
+    few, many = (trace(model, batch_of([200], first), autocast=False) for first in (180, 0))
+    assert few.moments[0].held_bytes["logits and loss"] < many.moments[0].held_bytes["logits and loss"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_many_layers_follow_from_few(tied: bool, autocast: bool) -> None:
+    model = without_memory(lambda: build(num_hidden_layers=10, tie_word_embeddings=tied))
+    batch = batch_of([90, 50])
+    whole, quick = (function(model, batch, autocast=autocast) for function in (trace, trace_of_any_depth))
+    assert len(quick.moments) < len(whole.moments)
+    assert quick.saved_bytes == whole.saved_bytes
+    assert (quick.moments[0], quick.moments[-1]) == (whole.moments[0], whole.moments[-1])
+    for per_gradient in (0, 2, 4, 6):
+        most = [max(m.total_bytes + per_gradient * m.num_gradients for m in found.moments) for found in (whole, quick)]
+        assert most[0] == most[1]
+
+
+def test_extrapolation_by_hand() -> None:
+    def of(layers: int) -> Trace:
+        held = [layers * 10 + 5, *(layers * 10 - 8 * done for done in range(1, layers + 1)), 3]
+        counts = [0, *(7 * done for done in range(1, layers + 1)), 7 * layers + 50]
+        moments = tuple(Moment(n, {"activations": b}) for n, b in zip(counts, held, strict=True))
+        return Trace(moments, layers * 10)
+
+    whole, found = of(12), extrapolated(of(3), of(4), 12)
+    assert found.saved_bytes == 120
+    assert all(moment in whole.moments for moment in found.moments)
+    assert (found.moments[0], found.moments[-1]) == (whole.moments[0], whole.moments[-1])
+
+
+def test_models_whose_layers_differ_are_traced_whole() -> None:
+    sliding = {"layer_types": ["full_attention", "sliding_attention"] * 5, "use_sliding_window": True}
+    model = without_memory(lambda: build(num_hidden_layers=10, **sliding))
+    batch = batch_of([60])
+    assert trace_of_any_depth(model, batch, autocast=False) == trace(model, batch, autocast=False)
+
+
+SIZES = Sizes(total=1000, trained=1000, largest_layer=100, outside_layers=200, persistent=10)
+TRACE = Trace((Moment(0, {"activations": 5000, "logits and loss": 700}), Moment(1000, {"activations": 900})), 5000)
+
+
+def fixed(world_size: int = 1, bf16: bool = False, micro_batches: int = 1, cuda: bool = False) -> Setting:
+    return Setting(world_size, bf16, micro_batches, cuda)
+
+
+def parts(found: Peak) -> tuple[int, ...]:
+    names = ("weights", "gradients", "optimizer states", "activations", "logits and loss", "buffers")
+    return tuple(found.parts[name] for name in names)
+
+
+def test_one_process_by_hand() -> None:
+    assert parts(peak(Sharing("one"), SIZES, TRACE, fixed())) == (4000, 0, 8000, 5000, 700, 0)
+    # From the second micro-batch on, gradients are there while activations are.
+    assert parts(peak(Sharing("one"), SIZES, TRACE, fixed(micro_batches=2))) == (4000, 4000, 8000, 5000, 700, 0)
+    # Where activations are small, the end of the backward pass is the peak.
+    small = Trace((Moment(0, {"activations": 50}), Moment(1000, {"activations": 90})), 50)
+    assert parts(peak(Sharing("one"), SIZES, small, fixed())) == (4000, 4000, 8000, 90, 0, 0)
+
+
+def test_zero_by_hand() -> None:
+    stage2 = Sharing.of_deepspeed("2", {"zero_optimization": {"stage": 2, "reduce_bucket_size": 300}})
+    # bfloat16 weights, a quarter of the float32 ones and of AdamW's states.
+    assert parts(peak(stage2, SIZES, TRACE, fixed(4, bf16=True))) == (2000 + 1000, 0, 2000, 5000, 700, 0)
+    # A GPU takes the bucket at once.
+    assert peak(stage2, SIZES, TRACE, fixed(4, bf16=True, cuda=True)).parts["buffers"] == 2 * 300
+    offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    found = peak(Sharing.of_deepspeed("o", offload), SIZES, TRACE, fixed(4, bf16=True))
+    assert parts(found) == (2000, 0, 0, 5000, 700, 0)
+    assert found.host_bytes == (4 + 8 + 4 + 2) * 250
+
+
+def test_sharding_never_takes_more_with_more_ranks() -> None:
+    for sharing in (Sharing("f", fsdp=True), *(Sharing(str(stage), stage) for stage in (1, 2, 3))):
+        for bf16 in (False, True):
+            totals = [peak(sharing, SIZES, TRACE, fixed(world, bf16)).total_bytes for world in (2, 4, 64)]
+            assert totals == sorted(totals, reverse=True)
+            assert totals[0] > totals[2]
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Callable[..., str]:
+    def write(**settings: Any) -> str:
+        path = tmp_path / "run.yaml"
+        data = str(write_conversations(tmp_path / "train.jsonl", 2))
+        path.write_text(
+            json.dumps({"model_config": QWEN3, "tokenizer_name": TOKENIZER, "train_file": data, **settings})
+        )
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, str]]:
+    """(exit code, stdout, stderr) of a command line; with --json stdout is read."""
+
+    def run(*words: str) -> tuple[int, Any, str]:
+        code = main(["estimate", *words])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out) if "--json" in words else captured.out, captured.err
+
+    return run
+
+
+def test_every_way_is_in_the_table(run_file: Any, told: Any) -> None:
+    words = (run_file(max_length=128), "--nodes", "2", "--procs-per-node", "2", "--device", "cpu", "--memory-gib", "4")
+    code, text, _ = told(*words, "--tflops", "0.5")
+    assert code == 0
+    rows = [line[2:].split("  ")[0] for line in text.splitlines() if line.count(".") >= 7]
+    ways = ["DDP", "ZeRO-1", "ZeRO-2", "ZeRO-2 offload", "ZeRO-3", "ZeRO-3 offload", "FSDP", "DDP LoRA"]
+    assert rows == ways
+    assert next(line for line in text.splitlines() if line.startswith("→ ")).startswith("→ DDP ")
+    assert "take DDP: 0.0" in text
+    assert "\n  the default\n" in text
+    assert "2 node(s) × 2 process(es), cpu, 4.0 GiB each" in text
+    assert "at 30% of 0.5 TFLOP/s" in text
+
+
+def test_settings_are_words_too(run_file: Any, told: Any) -> None:
+    _, long, _ = told(run_file(), "--json", "--memory-gib", "4", "max_length=512", "--device=cpu")
+    _, short, _ = told(run_file(), "--json", "--memory-gib", "4", "--max_length", "64", "--device=cpu")
+    assert (long["length"], short["length"]) == (512, 64)
+    activations = [found["choices"][0]["parts"]["activations"] for found in (long, short)]
+    assert activations[0] > 7 * activations[1]
+    assert long["step"]["num_tokens"] == 8 * 512
+
+
+def test_yours_is_marked_whatever_it_is(run_file: Any, told: Any) -> None:
+    own = Path(run_file()).with_name("own.json")
+    own.write_text(json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}}))
+    for settings, name in (
+        ({"deepspeed": "ds_configs/zero3.json"}, "ZeRO-3"),
+        ({"deepspeed": str(own)}, "yours"),
+        ({"fsdp": True}, "FSDP"),
+        ({"lora": {"r": 4}, "gradient_checkpointing": True}, "DDP"),
+    ):
+        path = run_file(max_length=32, launch={"procs_per_node": 2}, **settings)
+        _, found, _ = told(path, "--json", "--memory-gib", "4", "--device", "cpu")
+        yours = [choice for choice in found["choices"] if choice["is_yours"]]
+        assert [choice["name"] for choice in yours] == [name]
+        assert yours[0]["lora"] == ("lora" in settings)
+        assert yours[0]["gradient_checkpointing"] == ("gradient_checkpointing" in settings)
+        assert len(yours[0]["settings"]) == 1
+        other = next(c for c in found["choices"] if c["name"] == name and not c["is_yours"])
+        assert other["settings"][1].startswith("gradient_checkpointing: ")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"deepspeed": "ds_configs/zero1.json"}, {"deepspeed": "ds_configs/zero0.json"}, {"fsdp": True}]
+)
+def test_yours_is_there_for_one_process_too(run_file: Any, told: Any, settings: dict[str, Any]) -> None:
+    _, found, _ = told(run_file(max_length=32, **settings), "--json", "--memory-gib", "4", "--device", "cpu")
+    assert [choice["is_yours"] for choice in found["choices"]].count(True) == 1
+
+
+BIG = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "head_dim": 64,
+}
+
+
+def test_the_lowest_stage_that_fits_is_taken(tmp_path: Path) -> None:
+    """1.2 billion parameters on four devices of shrinking memory: each way gives way to a later one of the order."""
+    args = tiny_args(tmp_path / "x", tmp_path, max_length=64, model_config={**QWEN3, **BIG})
+    tokenizer, taken = build_tokenizer(args), []
+    machine = Machine("cpu", 1, 4, round((80.0 + 0.6) / 0.95 * GIB), True)
+    found = estimate(args, tokenizer, machine, Rows(64, 1.0))
+    assert found.recommended is found.choices[0]
+    on_devices, offloaded = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP"), ("ZeRO-2 offload", "ZeRO-3 offload")
+    order = [
+        *((name, False, is_checkpointed) for is_checkpointed in (False, True) for name in on_devices),
+        *((name, False, is_checkpointed) for is_checkpointed in (False, True) for name in offloaded),
+        *(("DDP", True, is_checkpointed) for is_checkpointed in (False, True)),
+    ]
+    assert sorted(order) == sorted(map(_key, found.choices))
+    for limit in sorted({choice.peak.total_bytes for choice in found.choices}, reverse=True):
+        choices = [replace(choice, fits=choice.peak.total_bytes <= limit) for choice in found.choices]
+        fitting = {_key(choice) for choice in choices if choice.fits}
+        chosen = recommended(choices)
+        assert chosen is not None
+        assert _key(chosen) == next(key for key in order if key in fitting)
+        taken.append(_key(chosen))
+    assert [name for name, *_ in taken[:2]] == ["DDP", "ZeRO-1"]
+    assert len(set(taken)) >= 4
+    assert recommended([replace(choice, fits=False) for choice in choices]) is None
+
+
+def _key(choice: Choice) -> tuple[str, bool, bool]:
+    return choice.sharing.name, choice.is_lora, choice.is_checkpointed
+
+
+def test_what_the_table_says_of_your_settings_is_what_is_told_of_them_alone(tmp_path: Path) -> None:
+    for settings in ({}, {"fsdp": True}, {"deepspeed": str(ROOT / "ds_configs/zero3.json")}, {"lora": {"r": 4}}):
+        args = tiny_args(tmp_path / "x", tmp_path, max_length=64, **settings)
+        tokenizer, machine, rows = build_tokenizer(args), Machine("cpu", 1, 2, GIB, True), Rows(64, 0.5)
+        (yours,) = [choice for choice in estimate(args, tokenizer, machine, rows).choices if choice.is_yours]
+        assert yours.peak == own_peak(args, tokenizer, machine, rows)
+
+
+def test_full_rows_are_as_long_as_the_settings_allow(tmp_path: Path) -> None:
+    args, packing = (tiny_args(tmp_path / "x", tmp_path, max_length=100, packing=packing) for packing in (False, True))
+    rows = Rows(40, 0.25)
+    found = {
+        (own.packing, is_flat): full_batch(own, rows, is_flat=is_flat)
+        for own in (args, packing)
+        for is_flat in (False, True)
+    }
+    assert {key: tuple(batch.input_ids.shape) for key, batch in found.items()} == {
+        (False, False): (2, 40),
+        (False, True): (1, 80),
+        (True, False): (2, 100),
+        (True, True): (1, 160),
+    }
+    assert [batch.num_trained_tokens for batch in found.values()] == [20, 20, 40, 40]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "0"], "--nodes is '0'; it must be a whole number above 0"),
+        (["--memory-gib", "much"], "--memory-gib is 'much'; it must be a number above 0"),
+        (["--length", "4096"], "--length is 4096; it must be from 2 to max_length, 2048"),
+        (["--trained-share", "1.5"], "--trained-share is 1.5; it must be at most 1"),
+        (["--tflops", "1", "--measure"], "--tflops is '1'; it must not be given with --measure"),
+        (["--max_lenght", "5"], "max_lenght"),
+    ],
+)
+def test_mistakes_are_told(run_file: Any, told: Any, words: list[str], message: str) -> None:
+    code, _, error = told(run_file(), "--device", "cpu", *words)
+    assert code == 2
+    assert message in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to look at")
+@pytest.mark.parametrize("words", [[], ["--memory-gib", "80", "--measure"]])
+def test_a_gpu_that_is_not_here_must_be_described(run_file: Any, told: Any, words: list[str]) -> None:
+    code, _, error = told(run_file(launch={"gpus_per_node": 8}), *words)
+    assert code == 2
+    assert "Give the memory of one GPU" in error or "Measure on a machine with the GPU" in error
+
+
+def checked_against_a_run(row: str) -> None:
+    words = [str(ROOT / "benchmarks" / "estimate.py"), "--only", row]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert row in done.stdout
+
+
+@pytest.mark.parametrize("way", ["full", "LoRA"])
+def test_a_real_run_of_one_process_peaks_where_the_estimate_says(way: str) -> None:
+    checked_against_a_run(f"tiny, {way}")
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("way", ["ZeRO-1", "ZeRO-2", "ZeRO-3"])
+def test_a_real_run_of_two_ranks_peaks_where_the_estimate_says(way: str) -> None:
+    checked_against_a_run(f"tiny, {way}")
