@@ -104,10 +104,10 @@ def steps(args: Any, tokenizer: Any, world: Any) -> tuple[int, float]:
         if step == 1:
             Path("/proc/self/clear_refs").write_text("5")
         started = time.perf_counter()
+        weight = batch.total_weight * accumulation * world.size
         for number in range(accumulation):
-            weight = batch.total_weight * accumulation * world.size
-            engine.accumulate(batch, weight, is_last=number == accumulation - 1)
-        engine.step(1e-4)
+            loss_sum = engine.accumulate(batch, weight, is_last=number == accumulation - 1)
+        engine.step(1e-4, world.total(loss_sum) / weight)
         fastest = min(fastest, time.perf_counter() - started)
     return kib("VmHWM") - before, fastest
 
