@@ -98,6 +98,7 @@ def transformers_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # with its layer, each layout would be compiled anew
 def document_attention(
     module: Any,
     query: Tensor,

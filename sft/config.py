@@ -6,13 +6,14 @@ Names are those of transformers' TrainingArguments where they exist there; `ALIA
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from sft.deepspeed_config import read_deepspeed_config
+from sft.lora_args import LoraArgs
+from sft.setting_files import found_file, looks_like_a_path
 from strict_settings import (
     Problem,
     SettingsError,
@@ -55,24 +56,6 @@ COLUMNS = (
 """Our names for the columns of a row (docs/data-formats.md)."""
 
 PositiveInt = Annotated[int, at_least(1)]
-
-
-@dataclass(frozen=True)
-class LoraArgs:
-    """`lora:` — low-rank adapters instead of full fine-tuning."""
-
-    enabled: bool = True
-    """Train adapters; `false` keeps the other values in the file for later."""
-    r: PositiveInt = 16
-    """Rank of the adapters."""
-    alpha: Annotated[float, above(0)] = 32.0
-    """The adapters' product is scaled by alpha / r."""
-    dropout: Annotated[float, at_least(0), below(1)] = 0.0
-    """Dropout on the adapters' input."""
-    target_modules: tuple[str, ...] = ()
-    """Names of the layers that get adapters; empty: every linear layer but the output layer."""
-    merge: bool = False
-    """Also write the merged weights, to `merged/` in the output directory."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +165,20 @@ class Args:
     """bfloat16 forward and backward passes with fp32 weights in the optimizer; by default where the device has it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing_every: PositiveInt = 1
+    """With gradient_checkpointing: recompute one of every so many decoder layers, for memory and time in between."""
     compile: bool = False
-    """torch.compile the model (the first steps take minutes)."""
+    """torch.compile each decoder layer by itself: faster on GPUs; the first steps take longer, and again where the
+    sizes of batches change."""
 
     # Engine
     deepspeed: str | None = None
     """A DeepSpeed ZeRO settings file (`ds_configs/zero2.json`); by default plain torch (DDP)."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer state by torch's FSDP2 (`fully_shard`)."""
+    fsdp_shard_size: PositiveInt | None = None
+    """With fsdp: so many neighbouring ranks, such as a node's, share one copy of the state, and gradients are averaged
+    over the copies (hybrid sharding); by default all ranks share one (docs/scaling.md)."""
     ddp_timeout: Annotated[int, at_least(1)] = 1800
     """Seconds that a collective may take before the run is ended."""
 
@@ -272,6 +261,9 @@ class Args:
                 f"{self.per_device_train_batch_size} per_device_train_batch_size"
             )
             yield Problem("train_batch_size", self.train_batch_size, rule, f"Take {valid}.")
+        if self.fsdp_shard_size is not None and world_size % self.fsdp_shard_size:
+            remedy = "Take the number of processes of a node."
+            yield Problem("fsdp_shard_size", self.fsdp_shard_size, f"divide the {world_size} processes", remedy)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `arguments.json` holds them."""
@@ -299,6 +291,7 @@ class Args:
         for name in ("early_stopping_patience", "load_best_model_at_end", "eval_steps"):
             if getattr(self, name) and self.eval_file is None:
                 yield Problem(name, getattr(self, name), "come with an eval_file")
+        yield from self._settings_alone()
         yield from self._unknown_columns()
         yield from self._missing_files()
         if self.deepspeed is not None and Path(self.deepspeed).is_file():
@@ -306,6 +299,14 @@ class Args:
                 read_deepspeed_config(self.deepspeed)
             except SettingsError as error:
                 yield from error.problems
+
+    def _settings_alone(self) -> Iterator[Problem]:
+        """Settings without the one that they belong to, or with one that they do not go with."""
+        if self.fsdp_shard_size is not None and not self.fsdp:
+            yield Problem("fsdp_shard_size", self.fsdp_shard_size, "come with fsdp: true")
+        if self.gradient_checkpointing_every != 1 and not self.gradient_checkpointing:
+            every = self.gradient_checkpointing_every
+            yield Problem("gradient_checkpointing_every", every, "come with gradient_checkpointing: true")
 
     def _unknown_columns(self) -> Iterator[Problem]:
         if not set(self.columns) <= set(COLUMNS):
@@ -318,17 +319,3 @@ class Args:
             if value is not None and looks_like_a_path(value) and not found_file(value):
                 remedy = "No such file, looked for from the working directory and beside the settings file."
                 yield Problem(name, value, "be there", remedy)
-
-
-def looks_like_a_path(value: str) -> bool:
-    """True for what can be no hub name: those are `name` or `owner/name`, perhaps with `@split`, and no suffix."""
-    of_data = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst")
-    of_settings = (".jinja", ".yaml", ".yml")
-    name = value.rpartition("@")[0] or value
-    return value.startswith((".", "/", "~")) or value.count("/") > 1 or name.endswith(of_data + of_settings)
-
-
-def found_file(value: str) -> Path | None:
-    """The file or folder of a setting, also where `@split` follows it; None if there is none."""
-    names = (value, value.rpartition("@")[0])
-    return next((Path(name) for name in names if os.path.exists(name)), None)  # an unreadable folder is no error here

@@ -18,6 +18,7 @@ from sft.loss import LossModule
 from sft.metering import StepTimer
 from sft.optimizer import set_learning_rate
 from sft.world import World
+from strict_settings import Problem, SettingsError
 
 
 def complete_config(
@@ -28,6 +29,10 @@ def complete_config(
     Stages 1 to 3 keep float32 weights beside bfloat16 ones. Stage 0 has only one set: they stay float32, and what is
     computed with them is cast, as under DDP.
     """
+    shared_by = config.get("zero_optimization", {}).get("zero_hpz_partition_size", 1)
+    if world.size % shared_by:
+        rule, remedy = f"divide the {world.size} processes", "Take the number of processes of a node."
+        raise SettingsError(Problem("zero_hpz_partition_size", shared_by, rule, remedy, where=str(args.deepspeed)))
     casts = bf16 and zero_stage(config) == 0
     return {
         # Our AdamW is torch's fused one: no C++ is compiled, and it is faster than DeepSpeed's on the CPU.

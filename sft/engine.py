@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -66,7 +67,8 @@ class Engine(Protocol):
             (loss, the gradient's global 2-norm before clipping).
 
         Raises:
-            NonFiniteError: one of them is no number, on every rank alike; the weights are as they were.
+            NonFiniteError: one of them is no number, on every rank alike. The weights are as they were; DeepSpeed alone
+                has changed them where the loss is finite and the norm is not.
         """
 
     def evaluate(self, batch: Batch) -> Tensor:
@@ -89,7 +91,15 @@ class TorchEngine:
     """Plain torch: one process, DDP, or FSDP2. Weights and AdamW's state are float32; bfloat16 is for computing."""
 
     def __init__(
-        self, model: Any, optimizer_factory: Any, world: World, *, bf16: bool, max_grad_norm: float, fsdp: bool
+        self,
+        model: Any,
+        optimizer_factory: Any,
+        world: World,
+        *,
+        bf16: bool,
+        max_grad_norm: float,
+        fsdp: bool,
+        fsdp_shard_size: int | None = None,
     ) -> None:
         """
         Args:
@@ -99,6 +109,7 @@ class TorchEngine:
             bf16: compute in bfloat16.
             max_grad_norm: clipping threshold.
             fsdp: shard by FSDP2 instead of replicating by DDP.
+            fsdp_shard_size: neighbouring ranks that share one copy of the state; by default all ranks.
         """
         self.model = model
         self.timer = StepTimer(world.device)
@@ -108,7 +119,7 @@ class TorchEngine:
         self._fsdp = fsdp
         self._autocast = bf16 and not fsdp
         if fsdp:
-            _shard(self.loss_module, bf16)
+            _shard(self.loss_module, bf16, world, fsdp_shard_size or world.size)
         model.to(world.device)
         self._forward: nn.Module = self.loss_module
         if world.is_distributed and not fsdp:
@@ -189,12 +200,27 @@ class TorchEngine:
         yield
 
 
-def _shard(module: LossModule, bf16: bool) -> None:
-    """Applies FSDP2 to each decoder layer and then to the rest."""
+def _shard(module: LossModule, bf16: bool, world: World, shard_size: int) -> None:
+    """Applies FSDP2 to each decoder layer and then to the rest.
+
+    With several copies of the state (hybrid sharding) weights are gathered within a copy's ranks alone; gradients are
+    scattered there, and then averaged over the copies.
+    """
+    mesh = None
+    if shard_size < world.size:
+        names = ("copy", "shard")
+        mesh = init_device_mesh(world.device.type, (world.size // shard_size, shard_size), mesh_dim_names=names)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
     for layer in decoder_layers(module):
-        fully_shard(layer, mp_policy=policy)
-    fully_shard(module, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def compile_layers(module: nn.Module) -> None:
+    """Compiles each decoder layer by itself: the code of the first serves all that are alike, and nothing around them
+    has to be traced. Sizes are symbols, so that batches of other lengths run the same code."""
+    for layer in decoder_layers(module):
+        layer.compile(dynamic=True)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

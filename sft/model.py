@@ -44,9 +44,26 @@ def build_model(args: Args, tokenizer: Any, *, with_weights: bool = True) -> Bui
         # Named anew in transformers 5.2x; 5.17 knows only the old name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
+        _recompute_one_of(model, args.gradient_checkpointing_every)
     if args.lora.enabled:
         model = _with_adapters(model, args)
     return BuiltModel(model, save_dtype)
+
+
+def _recompute_one_of(model: Any, every: int) -> None:
+    """Leaves gradient checkpointing on in one of every so many decoder layers, from the first.
+
+    Raises:
+        SettingsError: the model does not recompute layer by layer.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers and every > 1:
+        rule = f"be 1 with {model.config.model_type}, whose layers are not recomputed one by one"
+        raise SettingsError(Problem("gradient_checkpointing_every", every, rule))
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number % every == 0
 
 
 def _from_pretrained(args: Args) -> Any:
@@ -118,6 +135,8 @@ def _with_adapters(model: Any, args: Args) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules) or "all-linear",
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
         task_type=TaskType.CAUSAL_LM,
     )
     torch.manual_seed(args.seed)

@@ -18,7 +18,7 @@ from sft.attention import transformers_model, use_document_attention
 from sft.batching import collate, collate_flat
 from sft.config import Args
 from sft.documents import Document
-from sft.engine import Engine
+from sft.engine import Engine, compile_layers
 from sft.output_layer import output_layer_of
 from sft.packing_check import refuse_if_packing_leaks, stateful_part
 from sft.world import World
@@ -49,6 +49,8 @@ def prepare_model(engine: Engine, args: Args, world: World) -> Collation:
             _say(world, f"output layer: by the model's own forward, since {reason}")
     finally:
         engine.model.train(was_training)
+    if args.compile:  # not before: what is tried here would be compiled too
+        compile_layers(engine.model)
     return collation
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from sft.config import looks_like_a_path
 from sft.errors import DataError
 from sft.formats import Columns, Conversation, conversation
 from sft.rows import BadRow, BadRows, Line, Row
+from sft.setting_files import looks_like_a_path
 from sft.table_rows import arrow_rows, hub_rows, parquet_rows
 from sft.text_rows import csv_rows, json_rows, opened, parsed_line, reason
 

@@ -217,6 +217,7 @@ def build_engine(
         bf16=bf16,
         max_grad_norm=args.max_grad_norm,
         fsdp=args.fsdp,
+        fsdp_shard_size=args.fsdp_shard_size,
     )
     return built, engine
 

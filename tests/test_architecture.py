@@ -17,7 +17,7 @@ LAYERS = {
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
         "__init__ errors allocator",
-        "deepspeed_config",
+        "deepspeed_config lora_args setting_files",
         "config",
         "arguments",
         "strict_json rows",
@@ -170,7 +170,7 @@ def test_the_quick_start_is_used_by_nothing_that_trains() -> None:
 
 
 def test_config_imports_only_the_standard_library_and_our_own_light_modules() -> None:
-    ours = {"sft.config", "sft.deepspeed_config", "sft.errors"}
+    ours = {"sft.config", "sft.deepspeed_config", "sft.errors", "sft.lora_args", "sft.setting_files"}
     for name in ours:
         for imported in imports(ROOT / f"{name.replace('.', '/')}.py"):
             head = imported.split(".")[0]

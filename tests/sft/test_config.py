@@ -77,6 +77,8 @@ def test_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
         ({"eval_file": "gone.jsonl"}, r"run\.yaml:4: eval_file is 'gone\.jsonl'; it must be there"),
         ({"model_name_or_path": "x/y"}, "model_name_or_path is 'x/y'; it must be given, or model_config, and not both"),
         ({"fsdp": True, "deepspeed": "ds_configs/zero1.json"}, "fsdp is true; it must be false with deepspeed"),
+        ({"fsdp_shard_size": 2}, "fsdp_shard_size is 2; it must come with fsdp: true"),
+        ({"gradient_checkpointing_every": 2}, "gradient_checkpointing_every is 2; it must come with gradient_check"),
         ({"early_stopping_patience": 2}, "it must come with an eval_file"),
         ({"columns": {"questoin": "q"}}, r"columns is .*; it must have no keys but messages, prompt, response"),
         ({"train_file": None}, "train_file is empty; it must be given"),

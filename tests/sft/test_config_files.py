@@ -11,7 +11,8 @@ import pytest
 from tiny import TOKENIZER, write_conversations
 
 from sft.arguments import load_args
-from sft.config import ROOT, Args, LoraArgs
+from sft.config import ROOT, Args
+from sft.lora_args import LoraArgs
 from sft.train import main
 from strict_settings import SettingsError
 

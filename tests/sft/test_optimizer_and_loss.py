@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sft.batching import Batch, collate, collate_packed
-from sft.config import Args, LoraArgs
+from sft.config import Args
+from sft.lora_args import LoraArgs
 from sft.loss import sum_of_token_losses
 from sft.masking import Document
 from sft.optimizer import build_optimizer, learning_rate_at, set_learning_rate

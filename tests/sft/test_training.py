@@ -11,9 +11,10 @@ import pytest
 import torch
 from tiny import QWEN3, losses, tiny_args, write_conversations
 
-from sft.config import Args, LoraArgs
+from sft.config import Args
 from sft.dataset import num_times
 from sft.errors import CheckpointError, DataError, NonFiniteError
+from sft.lora_args import LoraArgs
 from sft.optimizer import learning_rate_at
 from sft.train import run_training, train_with
 from strict_settings import SettingsError
@@ -70,7 +71,14 @@ def test_packing_truncation_sources_adapters_and_skipped_rows_go_together(
     assert (Path(args.output_dir) / "merged" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"per_device_train_batch_size": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "gradient_checkpointing_every": 2},
+        {"per_device_train_batch_size": 1},
+    ],
+)
 def test_memory_settings_do_not_change_the_loss(args: Args, settings: dict[str, Any]) -> None:
     train_with(replace(args, train_batch_size=2))
     expected = losses(Path(args.output_dir))

@@ -14,8 +14,9 @@ import pytest
 import torch
 from tiny import QWEN3, losses, tiny_args, write_conversations
 
-from sft.config import Args, LoraArgs
+from sft.config import Args
 from sft.errors import CheckpointError, DataError, NonFiniteError, StorageError
+from sft.lora_args import LoraArgs
 from sft.train import main, run_training, train_with
 from strict_settings import SettingsError
 

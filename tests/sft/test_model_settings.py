@@ -1,0 +1,71 @@
+"""Settings that change how a model is built: which layers are recomputed, which kind of adapter is trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import QWEN3, losses, tiny_args, write_conversations
+
+from sft.lora_args import LoraArgs
+from sft.model import build_model
+from sft.tokenizer import build_tokenizer
+from sft.train import train_with
+from strict_settings import SettingsError
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
+def test_one_of_every_so_many_layers_is_recomputed(tmp_path: Path, every: int, expected: list[int]) -> None:
+    more = {"gradient_checkpointing": True, "gradient_checkpointing_every": every}
+    args = tiny_args(tmp_path / "none", tmp_path, model_config={**QWEN3, "num_hidden_layers": 5}, **more)
+    model = build_model(args, build_tokenizer(args)).model.train()
+    passes: list[int] = []
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: passes.append(number))
+    model(torch.arange(6).unsqueeze(0)).logits.sum().backward()
+    assert sorted(passes) == sorted([*range(5), *expected])
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize(("name", "in_peft"), [("dora", "use_dora"), ("rslora", "use_rslora")])
+def test_other_kinds_of_adapters_are_trained_and_written(tmp_path: Path, name: str, in_peft: str, merge: bool) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    train_file = write_conversations(tmp_path / "train.jsonl", 6)
+    kind: Any = {name: True}
+    args = tiny_args(train_file, tmp_path / "out", lora=LoraArgs(r=4, merge=merge, **kind), max_steps=8)
+    train_with(args)
+    found = losses(tmp_path / "out")
+    assert found[-1] < found[0]
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())[in_peft] is True
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert any("magnitude" in key for key in model.state_dict()) == (name == "dora")
+    assert (tmp_path / "out" / "merged" / "model.safetensors").is_file() == merge
+
+
+def test_a_share_of_ranks_that_does_not_divide_them_is_refused(tmp_path: Path) -> None:
+    args = tiny_args(tmp_path / "none", tmp_path, fsdp=True, fsdp_shard_size=4)
+    with pytest.raises(SettingsError, match="fsdp_shard_size is 4; it must divide the 6 processes"):
+        args.accumulation_steps(6)
+    assert args.accumulation_steps(8) == 1
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for the CPU, and there is none")
+def test_compiled_layers_train_alike_and_are_compiled_once_for_all_lengths(tmp_path: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    train_file = write_conversations(tmp_path / "train.jsonl", 24)
+    found = []
+    for compiled in (False, True):
+        counters.clear()
+        args = tiny_args(train_file, tmp_path / f"{compiled}", max_steps=10, compile=compiled)
+        train_with(args)
+        found.append(losses(tmp_path / f"{compiled}"))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    # Before and after attention, which is left out; the first layer's input has no gradient when it is compiled first.
+    assert 2 <= counters["stats"]["unique_graphs"] <= 4
