@@ -10,11 +10,12 @@ import torch
 
 from sft.attention import use_document_attention
 from sft.batching import Batch, collate, collate_flat, collate_packed
-from sft.config import ROOT, Args, LoraArgs
+from sft.config import ROOT, Args
 from sft.deepspeed_config import read_deepspeed_config
 from sft.documents import Document
 from sft.engine import decoder_layers
 from sft.flops import ModelShape, Work, causal_flops, palm_flops, recomputed_flops
+from sft.lora_args import LoraArgs
 from sft.memory import Peak, Setting, Sharing, Sizes, peak, weights_in_bf16
 from sft.memory_trace import Trace, without_memory
 from sft.model import build_model
