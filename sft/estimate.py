@@ -165,7 +165,8 @@ def own_peak(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Peak:
     if args.deepspeed is not None:
         sharing = Sharing.of_deepspeed("yours", read_deepspeed_config(args.deepspeed))
     else:
-        sharing = Sharing("FSDP" if args.fsdp else _REPLICATED, fsdp=args.fsdp)
+        name = "FSDP" if args.fsdp else _REPLICATED
+        sharing = Sharing(name, fsdp=args.fsdp, shard_size=args.fsdp_shard_size)
     in_bf16 = weights_in_bf16(sharing, bf16=machine.bf16)
     traced = _traced(args, tokenizer, rows, in_bf16=in_bf16, autocast=machine.bf16 and not in_bf16)
     return peak(sharing, traced.sizes, traced.trace, _setting(args, machine))
@@ -219,7 +220,7 @@ def _sharings(args: Args, world_size: int) -> Iterator[tuple[Sharing, str, bool]
         if name == "zero2_offload":
             yield from _own(args, names)
     if world_size > 1 or args.fsdp:
-        yield Sharing("FSDP", fsdp=True), "fsdp: true", args.fsdp
+        yield Sharing("FSDP", fsdp=True, shard_size=args.fsdp_shard_size), "fsdp: true", args.fsdp
 
 
 def _own(args: Args, names: Sequence[str]) -> Iterator[tuple[Sharing, str, bool]]:

@@ -42,6 +42,8 @@ class Sharing:
     zero_stage: int | None = None
     """DeepSpeed's; None: plain torch."""
     fsdp: bool = False
+    shard_size: int | None = None
+    """FSDP2's `fsdp_shard_size`: ranks that share one copy; None: all."""
     offloads_optimizer: bool = False
     offloads_weights: bool = False
     reduce_bucket: int = 500_000_000
@@ -111,7 +113,7 @@ def peak(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Peak
         setting: world and numbers.
     """
     if sharing.zero_stage is None:
-        moments = _fsdp(sizes, trace, setting) if sharing.fsdp else _replicated(sizes, trace, setting)
+        moments = _fsdp(sharing, sizes, trace, setting) if sharing.fsdp else _replicated(sizes, trace, setting)
     elif sharing.zero_stage == 3:
         moments = _zero3(sharing, sizes, trace, setting)
     elif sharing.zero_stage in (1, 2):
@@ -138,9 +140,9 @@ def _replicated(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
     yield _peak(fixed, gradients=whole)
 
 
-def _fsdp(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
+def _fsdp(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
     """FSDP2: shards in float32; weights are gathered layer by layer, those outside the layers for the whole pass."""
-    share, compute = 1 / setting.world_size, 2 if setting.bf16 else 4
+    share, compute = 1 / (sharing.shard_size or setting.world_size), 2 if setting.bf16 else 4
     fixed = {"weights": round(4 * sizes.total * share), "optimizer states": round(8 * sizes.trained * share)}
     # Besides the outer weights: the layer that computes, the next one on its way, and the buffer that it arrives in.
     outer, layers = compute * sizes.outside_layers, 3 * compute * sizes.largest_layer

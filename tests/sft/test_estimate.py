@@ -193,6 +193,11 @@ def test_sharding_never_takes_more_with_more_ranks() -> None:
             assert totals[0] > totals[2]
 
 
+def test_hybrid_sharding_takes_what_a_world_of_its_size_takes() -> None:
+    hybrid = peak(Sharing("f", fsdp=True, shard_size=4), SIZES, TRACE, fixed(64))
+    assert hybrid == peak(Sharing("f", fsdp=True), SIZES, TRACE, fixed(4))
+
+
 @pytest.fixture
 def run_file(tmp_path: Path) -> Callable[..., str]:
     def write(**settings: Any) -> str:
