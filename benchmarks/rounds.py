@@ -1,0 +1,141 @@
+"""What the benchmarks of training share: processes in the same conditions, rounds in turn, and what they came to.
+
+Each side runs in a process of its own, on the same cores and with the same number of threads. What a process measured
+is kept in the working folder as `<round>-<side>.json`: a benchmark that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "34359738368", "MALLOC_TOP_PAD_": "67108864"}
+"""glibc keeps freed memory instead of giving it back to the system after every step."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process measured."""
+
+    losses: list[float]
+    """Of each optimizer step."""
+    grad_norms: list[float]
+    """Before clipping, of each step."""
+    ends_s: list[float]
+    """When each step was over, on a clock of the process."""
+    cpu_s: list[float]
+    """CPU seconds that the process had used by then."""
+    num_tokens: list[int]
+    """Tokens of documents in each step, without padding."""
+    num_trained_tokens: list[int]
+
+    def rate(self, num_warmup: int) -> float:
+        """Tokens per second after the warm-up steps."""
+        return sum(self.num_tokens[num_warmup:]) / (self.ends_s[-1] - self.ends_s[num_warmup - 1])
+
+    def trained_rate(self, num_warmup: int) -> float:
+        """Trained tokens per second, likewise."""
+        return sum(self.num_trained_tokens[num_warmup:]) / (self.ends_s[-1] - self.ends_s[num_warmup - 1])
+
+    def cpu_per_1000_tokens(self, num_warmup: int) -> float:
+        """CPU seconds per 1,000 tokens: neighbours on the machine hardly change it."""
+        return 1000 * (self.cpu_s[-1] - self.cpu_s[num_warmup - 1]) / sum(self.num_tokens[num_warmup:])
+
+    def write(self, path: Path) -> None:
+        """Keeps it as JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all sides have in common."""
+
+    threads: int
+    wrap: tuple[str, ...] = ()
+    """Words before every command, such as `taskset -c 0,1`."""
+    verbose: bool = False
+
+    def run(self, command: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path = ROOT) -> str:
+        """Runs a command to its end; returns its standard output. A command that fails ends the benchmark."""
+        ended = subprocess.run(
+            [*self.wrap, *map(str, command)],
+            env={**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false",
+                 "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **(environment or {})},
+            cwd=cwd, stdout=subprocess.PIPE, stderr=None if self.verbose else subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        if ended.returncode:
+            raise SystemExit(f"{shlex.join(map(str, command))}\nended with {ended.returncode}\n{ended.stderr or ''}")
+        return ended.stdout
+
+
+def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int) -> None:
+    """The options that every benchmark of training takes."""
+    parser.add_argument("--threads", type=int, default=threads, help=f"of each process [{threads}]")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions of every side, in turn [{rounds}]")
+    parser.add_argument("--wrap", default="", help="words before every command, such as 'taskset -c 0,1'")
+    parser.add_argument("--work", type=Path, help="working folder; what it holds already is not measured again")
+    parser.add_argument("--verbose", action="store_true", help="show what the processes say")
+
+
+def conditions(options: argparse.Namespace) -> Conditions:
+    """The conditions that the options describe."""
+    return Conditions(options.threads, tuple(shlex.split(options.wrap)), options.verbose)
+
+
+def in_turn(
+    sides: Sequence[str], num_rounds: int, folder: Path, measure: Callable[[str, Path], None]
+) -> dict[str, list[Any]]:
+    """Side → what it measured in each round; sides take turns (ABAB). `measure(side, path)` writes the path's JSON.
+
+    Whatever the folder holds already is taken as it is.
+    """
+    found: dict[str, list[Any]] = {side: [] for side in sides}
+    for number in range(num_rounds):
+        for side in sides:
+            path = folder / f"{number}-{side}.json"
+            if not path.is_file():
+                measure(side, path)
+                record = json.loads(path.read_text(encoding="utf-8"))
+                path.write_text(json.dumps({**record, "loadavg": os.getloadavg()[0]}), encoding="utf-8")
+                print(f"round {number + 1}: {side} done, load average {os.getloadavg()[0]:.1f}", file=sys.stderr)
+            found[side].append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def measured(record: Mapping[str, Any]) -> Measured:
+    """What a process kept, read again."""
+    return Measured(**{name: record[name] for name in Measured.__dataclass_fields__})
+
+
+def differences(losses: Iterable[float], others: Iterable[float]) -> float:
+    """The largest relative difference between two courses of the loss (or of the gradient's norm)."""
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, others, strict=True))
+
+
+def summary(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, least, greatest)."""
+    return statistics.median(values), min(values), max(values)
+
+
+def load_averages(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The range of the load averages at the end of the runs."""
+    loads = [record["loadavg"] for records in found.values() for record in records]
+    return f"load average at the end of the runs {min(loads):.1f}–{max(loads):.1f}"
+
+
+def commit() -> str:
+    """The commit that is measured, with + where the working tree differs from it."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
