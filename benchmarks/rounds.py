@@ -63,19 +63,23 @@ class Conditions:
     threads: int
     wrap: tuple[str, ...] = ()
     """Words before every command, such as `taskset -c 0,1`."""
-    verbose: bool = False
 
-    def run(self, command: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path = ROOT) -> str:
-        """Runs a command to its end; returns its standard output. A command that fails ends the benchmark."""
-        ended = subprocess.run(
+    def run(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> str:
+        """Runs a command to its end; returns what it said. A command that fails ends the benchmark."""
+        process = self.start(command, environment)
+        said, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{shlex.join(map(str, command))}\nended with {process.returncode}\n{said}")
+        return said
+
+    def start(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        """The command as a process; what it says on either stream is its standard output."""
+        return subprocess.Popen(
             [*self.wrap, *map(str, command)],
             env={**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false",
-                 "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **(environment or {})},
-            cwd=cwd, stdout=subprocess.PIPE, stderr=None if self.verbose else subprocess.PIPE, text=True, check=False,
+                 "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        if ended.returncode:
-            raise SystemExit(f"{shlex.join(map(str, command))}\nended with {ended.returncode}\n{ended.stderr or ''}")
-        return ended.stdout
 
 
 def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int) -> None:
@@ -84,12 +88,11 @@ def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int) -
     parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions of every side, in turn [{rounds}]")
     parser.add_argument("--wrap", default="", help="words before every command, such as 'taskset -c 0,1'")
     parser.add_argument("--work", type=Path, help="working folder; what it holds already is not measured again")
-    parser.add_argument("--verbose", action="store_true", help="show what the processes say")
 
 
 def conditions(options: argparse.Namespace) -> Conditions:
     """The conditions that the options describe."""
-    return Conditions(options.threads, tuple(shlex.split(options.wrap)), options.verbose)
+    return Conditions(options.threads, tuple(shlex.split(options.wrap)))
 
 
 def in_turn(

@@ -1,0 +1,129 @@
+"""Claim: two ranks with one thread each train 1.85 times as fast as one with DDP, ZeRO-1 and ZeRO-2, and 1.5 times
+with ZeRO-3 (CPU, gloo).
+
+    python benchmarks/ranks.py [--engines ddp zero1 zero2 zero3] [--rounds 5] [--steps 7] [--warmup 3]
+
+The model and the long-tailed conversations of train.py, 16 documents per optimizer step in micro-batches of 8: one rank
+runs two of them, two ranks run one each. Every run is `torchrun sft/train.py` with the launcher's allocator settings;
+`one process` is the same without torchrun and without an engine's collectives.
+
+Before a table is printed, the losses of every run must be within 1e-3 of those of `one process` in every step, and its
+gradient norms within 1e-2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from benchmarks import rounds  # noqa: E402
+from benchmarks.corpus import LONG_TAIL, MODEL_T, write_conversations, write_model, write_tokenizer  # noqa: E402
+
+ENGINES = {"ddp": None, **{f"zero{stage}": f"ds_configs/zero{stage}.json" for stage in (1, 2, 3)}}
+LOSS_TOLERANCE, NORM_TOLERANCE = 1e-3, 1e-2
+MICRO_BATCH, DOCUMENTS_PER_STEP, SEED = 8, 16, 0
+SCRIPT = ROOT / "sft" / "train.py"
+
+
+def main(words: list[str] | None = None) -> None:
+    """Runs the rounds, compares the losses and prints the table."""
+    options = arguments(words)
+    conditions = rounds.conditions(options)
+    sides = ["one process", *(f"{engine} × {size}" for engine in options.engines for size in (1, 2))]
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        prepare(work, options.steps, options.small)
+        found = rounds.in_turn(
+            sides, options.rounds, work, lambda side, path: measure(side, path, work, conditions)
+        )
+    compare({side: records[0] for side, records in found.items()})
+    print(f"commit {rounds.commit()}, {options.rounds} rounds, {options.steps - options.warmup} steps of "
+          f"{DOCUMENTS_PER_STEP} documents after {options.warmup}; {rounds.load_averages(found)}\n")  # fmt: skip
+    rates = {
+        side: rounds.summary([rate(record, options.warmup) for record in records]) for side, records in found.items()
+    }
+    print("| | tokens/s, median | least–greatest | ÷ one rank | ÷ one process |\n|---|---|---|---|---|")
+    for side, (median, least, greatest) in rates.items():
+        one_rank = rates[f"{side.split()[0]} × 1"][0] if "×" in side else median
+        ratios = f"{median / one_rank:.2f} | {median / rates['one process'][0]:.2f}"
+        print(f"| {side} | {median:,.0f} | {least:,.0f}–{greatest:,.0f} | {ratios} |")
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rounds.add_conditions(parser, threads=1, rounds=5)
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--steps", type=int, default=7, help="optimizer steps of a run, with the warm-up [7]")
+    parser.add_argument("--warmup", type=int, default=3, help="first steps that are not timed [3]")
+    parser.add_argument("--small", action="store_true", help="a tiny model and short documents, to try the script")
+    return parser.parse_args(words)
+
+
+def prepare(work: Path, num_steps: int, small: bool) -> None:
+    """Conversations, first weights and settings."""
+    if (work / "run.yaml").is_file():
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    config = MODEL_T | ({"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 500} if small else {})
+    lengths = LONG_TAIL.shorter(16) if small else LONG_TAIL
+    write_tokenizer(work / "tokenizer", config["vocab_size"])
+    write_model(work / "model", config, work / "tokenizer", SEED)
+    write_conversations(work / "train.jsonl", num_steps * DOCUMENTS_PER_STEP, lengths, config["vocab_size"], SEED)
+    settings = {
+        "model_name_or_path": str(work / "model"), "train_file": str(work / "train.jsonl"),
+        "dataset_cache_dir": str(work / "cache"), "max_length": lengths.longest, "max_steps": num_steps,
+        "per_device_train_batch_size": MICRO_BATCH, "train_batch_size": DOCUMENTS_PER_STEP, "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant", "warmup_steps": 0, "bf16": True, "seed": SEED, "report_to": "none",
+        "save_steps": 0, "logging_steps": 1, "resume_from_checkpoint": "none",
+    }  # fmt: skip
+    (work / "run.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+
+
+def measure(side: str, path: Path, work: Path, conditions: rounds.Conditions) -> None:
+    """Runs a side and keeps what its training log says of each step."""
+    engine, _, size = side.partition(" × ")
+    output_dir = work / f"out-{engine}-{size}".replace(" ", "-")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size] if size else []
+    words: list[str | Path] = [sys.executable, *launcher, SCRIPT, "--config", work / "run.yaml"]
+    words += ["--output_dir", output_dir]
+    if ENGINES.get(engine):
+        words += ["--deepspeed", str(ENGINES[engine])]
+    conditions.run(words, rounds.ALLOCATOR)
+    log = json.loads((output_dir / "training_log.json").read_text(encoding="utf-8"))
+    records = [record for record in log if record["type"] == "train"]
+    names = ("loss", "grad_norm", "elapsed_s", "num_tokens")
+    path.write_text(json.dumps({name: [record[name] for record in records] for name in names}), encoding="utf-8")
+
+
+def rate(record: dict[str, Any], num_warmup: int) -> float:
+    """Tokens per second after the warm-up; the log counts both from the beginning of the run."""
+    tokens, seconds = record["num_tokens"], record["elapsed_s"]
+    return float((tokens[-1] - tokens[num_warmup - 1]) / (seconds[-1] - seconds[num_warmup - 1]))
+
+
+def compare(runs: dict[str, dict[str, Any]]) -> None:
+    """Prints how far each run's losses are from the first's.
+
+    Raises:
+        SystemExit: they are not the same training.
+    """
+    (first, reference), *others = runs.items()
+    for side, run in others:
+        loss = rounds.differences(run["loss"], reference["loss"])
+        norm = rounds.differences(run["grad_norm"], reference["grad_norm"])
+        line = f"{side}: losses differ from {first}'s by {loss:.1e} at most, gradient norms by {norm:.1e}"
+        if not (loss <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE):
+            raise SystemExit(f"{line}: not the same training\n{run['loss']}\n{reference['loss']}")
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
