@@ -7,6 +7,7 @@ after the settings have been checked: a typing mistake is told in a tenth of a s
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -52,6 +53,7 @@ def main(words: Sequence[str]) -> int:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         args = load_args([word for word in words if word != "--check"], world_size=world_size)
         if not check_only:
+            _import_libraries()
             train_with(args)
     except (SettingsError, SftError) as error:
         # On every rank: each has a log of its own, and any of them may be the one that is looked at.
@@ -79,6 +81,18 @@ def run_training(config: str | Path | None = None, **overrides: Any) -> Path:
 
 def _word(value: Any) -> str:
     return str(value) if isinstance(value, str | Path) else json.dumps(value)
+
+
+def _import_libraries() -> None:
+    """Imports what every run needs before its first step, without garbage collection: an import makes some 500,000
+    objects and hardly any garbage, and going through them again and again is a fifth of its time. For a process that
+    only trains: later collections leave these objects out too."""
+    gc.disable()
+    import torch  # noqa: F401
+    import transformers.modeling_utils  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
 
 
 def train_with(args: Args) -> None:

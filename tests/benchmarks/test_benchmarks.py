@@ -1,0 +1,108 @@
+"""The benchmarks run, at toy size and with our own side alone: their gates pass and their tables are printed. Nothing
+is said about time."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import loss_head, ranks, rounds, startup, train
+from benchmarks.corpus import LONG_TAIL, TRAINED_SHARE, write_conversations, write_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def table(printed: str) -> dict[str, list[str]]:
+    """First cell → the other cells of the last table."""
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    return {row[0].strip(): row[1:] for row in rows}
+
+
+def test_the_corpus_has_the_lengths_and_the_share_that_are_claimed(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from sft.dataset import ConversationDataset
+    from sft.masking import Masker
+    from sft.sources import read_conversations
+
+    write_tokenizer(tmp_path / "tokenizer", 500)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "tokenizer"))
+    for name in ("once", "again"):
+        write_conversations(tmp_path / f"{name}.jsonl", 400, LONG_TAIL, 500, seed=3)
+    assert (tmp_path / "once.jsonl").read_bytes() == (tmp_path / "again.jsonl").read_bytes()
+    data = ConversationDataset(read_conversations(str(tmp_path / "once.jsonl")), Masker(tokenizer, 0), LONG_TAIL.longest)
+    assert len(tokenizer) == 500
+    assert len(data) == 400
+    assert 250 < sorted(data.lengths)[200] < 350
+    assert max(data.lengths) > 3000
+    assert data.num_trained.sum() / data.lengths.sum() == pytest.approx(TRAINED_SHARE, abs=0.01)
+
+
+@pytest.mark.ranks
+def test_training_against_the_bare_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--small --sides cleansft bare --rounds 1 --steps 3 --warmup 1 --gate-steps 3 --threads 1"
+    train.main([*words.split(), "--work", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert printed.count("bare: losses of 3 steps differ") == 2
+    assert table(printed).keys() == {"", "cleansft", "bare"}
+    plan = json.loads((tmp_path / "timed" / "plan.json").read_text())
+    taken = [number for step in plan["steps"] for number in step]
+    assert sorted(taken) == list(range(24))
+
+
+def test_a_side_that_trains_something_else_is_not_timed(tmp_path: Path) -> None:
+    same = rounds.Measured([2.0, 1.0], [1.0, 1.0], [1.0, 2.0], [1.0, 2.0], [10, 10], [5, 5])
+    other = rounds.Measured([2.0, 1.002], [1.0, 1.0], [1.0, 2.0], [1.0, 2.0], [10, 10], [5, 5])
+    bench = train.Bench(tmp_path, rounds.Conditions(1), None, small=True)
+    assert "by 0.0e+00" in bench._compared({"one": same, "two": same})
+    with pytest.raises(SystemExit, match="not the same training"):
+        bench._compared({"one": same, "two": other})
+    with pytest.raises(ValueError, match="zip"):
+        rounds.differences([1.0], [1.0, 1.0])
+
+
+def test_rates_leave_the_warm_up_out() -> None:
+    run = rounds.Measured([1.0] * 3, [1.0] * 3, [10.0, 12.0, 14.0], [1.0, 3.0, 5.0], [100, 200, 400], [10, 20, 40])
+    assert run.rate(1) == 600 / 4
+    assert run.trained_rate(1) == 60 / 4
+    assert run.cpu_per_1000_tokens(1) == pytest.approx(1000 * 4 / 600)
+    assert run.rate(2) == 400 / 2
+
+
+@pytest.mark.ranks
+def test_one_rank_and_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--small --engines zero2 --rounds 1 --steps 2 --warmup 1"
+    ranks.main([*words.split(), "--work", str(tmp_path)])
+    assert table(capsys.readouterr().out).keys() == {"", "one process", "zero2 × 1", "zero2 × 2"}
+
+
+@pytest.mark.ranks
+def test_the_start_up_to_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    startup.main(["--rounds", "1", "--sides", "one process", "--work", str(tmp_path)])
+    ((seconds, _),) = [cells for side, cells in table(capsys.readouterr().out).items() if side]
+    assert float(seconds) > 0
+
+
+def test_the_output_layer_with_its_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    loss_head.main("--tokens 64 --trained 0.5 --vocabulary 600 --width 64 --rounds 1 --threads 1".split())
+    printed = capsys.readouterr().out
+    assert table(printed).keys() == {"", "cleansft", "fp32", "bf16"}
+    assert "32 of 64 tokens trained" in printed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_every_benchmark_stands_in_the_table(path: Path) -> None:
+    assert re.search(rf"`{path.name}`", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["train", "ranks", "startup", "loss_head"])
+def test_a_benchmark_says_what_it_claims(name: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Claim:" in ended.stdout
