@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -108,7 +107,9 @@ def imports(work: Path, conditions: rounds.Conditions, number: int) -> str:
     command = [sys.executable, "-X", "importtime", SCRIPT, "--config", str(run)]
     process = conditions.start(command, {})
     said, _ = process.communicate(timeout=_TIMEOUT_S)
-    rows = [line.removeprefix("import time:").split("|") for line in said.splitlines() if line.startswith("import time:")]
+    rows = [
+        line.removeprefix("import time:").split("|") for line in said.splitlines() if line.startswith("import time:")
+    ]
     times = [(int(own), int(whole), name.strip()) for own, whole, name in rows if own.strip().isdigit()]
     dearest = sorted(times, key=lambda row: -row[1])[:number]
     lines = [f"{whole / 1e3:8.0f}{own / 1e3:9.0f}  {name}" for own, whole, name in dearest]

@@ -56,7 +56,8 @@ def main(words: list[str] | None = None) -> None:
         bench = Bench(work, rounds.conditions(options), peers, options.small)
         if options.gate_steps:
             print(bench.gate(options.sides, options.gate_steps))
-        print(bench.timed(options.sides, options.rounds, options.warmup, options.steps))
+        if options.rounds:
+            print(bench.timed(options.sides, options.rounds, options.warmup, options.steps))
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:

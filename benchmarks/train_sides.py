@@ -49,6 +49,11 @@ def read_steps(folder: Path) -> list[Rows]:
     return [documents[start : start + size] for start in range(0, len(documents), size)]
 
 
+def all_rows(steps: list[Rows]) -> Rows:
+    """The rows of all steps, in order."""
+    return [row for step in steps for row in step]
+
+
 def counts(rows: list[Rows]) -> tuple[list[int], list[int]]:
     """(tokens, trained tokens) of each step. The first token of a document has no label."""
     tokens = [sum(len(row["input_ids"]) for row in step) for step in rows]
@@ -82,26 +87,28 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
     from sft.arguments import load_args
     from sft.dataset import ConversationDataset
     from sft.loop import batch_of
-    from sft.loss import sum_of_token_losses
     from sft.masking import Masker
-    from sft.model import build_model
+    from sft.model_check import prepare_model
     from sft.sources import read_conversations
     from sft.tokenizer import build_tokenizer, pad_token_id
+    from sft.train import build_engine
+    from sft.world import World
 
-    args = load_args(config=folder / "run.yaml")
+    args, world = load_args(config=folder / "run.yaml"), World(0, 0, 1, torch.device("cpu"))
     tokenizer = build_tokenizer(args)
     masker = Masker(tokenizer, pad_token_id(tokenizer))
     data = ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
-    batches = [batch_of([[number] for number in step], data, args) for step in plan["steps"]]
-    model = build_model(args, tokenizer).model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan["learning_rate"], weight_decay=0.0, fused=True)
-    model.train()
+    _, engine = build_engine(args, tokenizer, [], folder, world)
+    form = prepare_model(engine, args, world)
+    batches = [batch_of([[number] for number in step], data, args, form) for step in plan["steps"]]
+    module = engine.loss_module.train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=plan["learning_rate"], weight_decay=0.0, fused=True)
     clock, losses, norms = Clock(), list[float](), list[float]()
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = sum_of_token_losses(model, batch) / batch.total_weight
+            loss = module(batch) / batch.total_weight
         loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(loss))
@@ -115,7 +122,7 @@ def hf_padded(folder: Path, plan: dict[str, Any]) -> Measured:
 
     steps = read_steps(folder)
     settings = TrainingArguments(**_peer_settings(folder, plan), remove_unused_columns=False)
-    trainer = Trainer(_peer_model(folder), settings, data_collator=_padded, train_dataset=sum(steps, []))
+    trainer = Trainer(_peer_model(folder), settings, data_collator=_padded, train_dataset=all_rows(steps))
     return _run(trainer, steps)
 
 
@@ -126,7 +133,7 @@ def trl_default(folder: Path, plan: dict[str, Any]) -> Measured:
 
     steps = read_steps(folder)
     settings = SFTConfig(**_peer_settings(folder, plan), max_length=plan["max_length"])
-    return _run(_sft_trainer(SFTTrainer, folder, settings, Dataset.from_list(sum(steps, []))), steps)
+    return _run(_sft_trainer(SFTTrainer, folder, settings, Dataset.from_list(all_rows(steps))), steps)
 
 
 def trl_best(folder: Path, plan: dict[str, Any]) -> Measured:
@@ -135,7 +142,9 @@ def trl_best(folder: Path, plan: dict[str, Any]) -> Measured:
     from trl import SFTConfig, SFTTrainer
 
     settings = SFTConfig(**_packed_settings(folder, plan))
-    trainer = _sft_trainer(SFTTrainer, folder, settings, Dataset.from_list(sum(read_steps(folder), [])))
+    trainer = _sft_trainer(SFTTrainer, folder, settings, Dataset.from_list(all_rows(read_steps(folder))))
+    # Packed, the same documents may be fewer steps.
+    settings.max_steps = min(settings.max_steps, len(trainer.train_dataset))
     rows = trainer.train_dataset.select(range(settings.max_steps))
     return _run(trainer, [list(_documents(row)) for row in rows])
 

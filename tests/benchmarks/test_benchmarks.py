@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def table(printed: str) -> dict[str, list[str]]:
     """First cell → the other cells of the last table."""
-    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
-    return {row[0].strip(): row[1:] for row in rows}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
 
 
 def test_the_corpus_has_the_lengths_and_the_share_that_are_claimed(tmp_path: Path) -> None:
@@ -35,7 +35,9 @@ def test_the_corpus_has_the_lengths_and_the_share_that_are_claimed(tmp_path: Pat
     for name in ("once", "again"):
         write_conversations(tmp_path / f"{name}.jsonl", 400, LONG_TAIL, 500, seed=3)
     assert (tmp_path / "once.jsonl").read_bytes() == (tmp_path / "again.jsonl").read_bytes()
-    data = ConversationDataset(read_conversations(str(tmp_path / "once.jsonl")), Masker(tokenizer, 0), LONG_TAIL.longest)
+    data = ConversationDataset(
+        read_conversations(str(tmp_path / "once.jsonl")), Masker(tokenizer, 0), LONG_TAIL.longest
+    )
     assert len(tokenizer) == 500
     assert len(data) == 400
     assert 250 < sorted(data.lengths)[200] < 350
