@@ -240,4 +240,9 @@ def after_evaluation(state: RunState, eval_loss: float) -> tuple[RunState, bool]
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Makes the step's random numbers a function of (seed, step, rank), so that no generator has to be saved."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+    number = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+    # Not torch.manual_seed: for each kind of device that is not there it keeps the call and its stack for later, every
+    # step anew.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
