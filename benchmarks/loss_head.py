@@ -5,12 +5,12 @@ float32 over all positions, on the CPU, forward and backward.
 
 The model has one frozen layer of width 512 below its output layer, so that the head is nearly all of the time; the
 weights of the head and of the norm below it are trained. Each round runs every side once, in turn, in one process,
-under bfloat16 autocast:
+in bfloat16 autocast where the CPU has units for it, else in float32:
 
     cleansft       the project's loss on a batch
     fp32           logits of all positions, made float32, then cross-entropy that ignores what is not trained: what
                    transformers does
-    bf16           the same without making them float32: the fastest plain way, with worse sums
+    bf16           the same without making them float32: the fastest plain way, with worse sums (in bfloat16 only)
 
 Losses must be within 1e-3 of fp32's and gradients within 2e-2 of their norm (bf16's are shown, not held).
 """
@@ -42,9 +42,10 @@ def main(words: list[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    sides = make_sides(options.vocabulary, options.width)
-    print(f"commit {rounds.commit()}, {options.tokens} tokens, {options.threads} threads, {options.rounds} rounds, "
-          f"load average {os.getloadavg()[0]:.1f}")  # fmt: skip
+    bf16 = rounds.is_bf16(options.dtype)
+    sides = make_sides(options.vocabulary, options.width, bf16=bf16)
+    print(f"commit {rounds.commit()}, {options.tokens} tokens, {'bfloat16' if bf16 else 'float32'}, "
+          f"{options.threads} threads, {options.rounds} rounds, load average {os.getloadavg()[0]:.1f}")  # fmt: skip
     for share in options.trained:
         documents = make_documents(options.tokens, share, options.vocabulary)
         num_trained = sum(document.num_trained_tokens for document in documents)
@@ -68,6 +69,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trained", type=float, nargs="+", default=[0.45, 1.0], help="shares of the tokens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    rounds.add_dtype(parser)
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--width", type=int, default=WIDTH)
     return parser.parse_args(words)
@@ -76,8 +78,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 class Side:
     """A model with its way to the loss: a function of documents."""
 
-    def __init__(self, model: Any, loss: Callable[[Any], Any]) -> None:
-        self.model, self.loss = model, loss
+    def __init__(self, model: Any, loss: Callable[[Any], Any], bf16: bool) -> None:
+        self.model, self.loss, self.bf16 = model, loss, bf16
 
     def seconds(self, documents: list[Any]) -> float:
         """Of one forward and backward pass, from the batch on."""
@@ -86,7 +88,7 @@ class Side:
         self.model.zero_grad(set_to_none=True)
         batch_loss = self.loss(documents)
         started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss = batch_loss()
         loss.backward()
         return time.perf_counter() - started
@@ -96,20 +98,20 @@ class Side:
         import torch
 
         self.seconds(documents)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss = float(self.loss(documents)())
         return loss, torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
 
-def make_sides(vocabulary: int, width: int) -> dict[str, Side]:
+def make_sides(vocabulary: int, width: int, *, bf16: bool) -> dict[str, Side]:
     """The sides; the plain ones share a model with its own attention, of the same weights as ours."""
     from sft.batching import collate
     from sft.loop import batch_of
     from sft.model_check import prepare_model
 
-    args, world, engine = build(vocabulary, width)
+    args, world, engine = build(vocabulary, width, bf16)
     form = prepare_model(engine, args, world)
-    *_, plain_engine = build(vocabulary, width)
+    *_, plain_engine = build(vocabulary, width, bf16)
 
     def ours(documents: list[Any]) -> Callable[[], Any]:
         batch = batch_of([[number] for number in range(len(documents))], documents, args, form)
@@ -118,14 +120,15 @@ def make_sides(vocabulary: int, width: int) -> dict[str, Side]:
     def plain(in_float32: bool, documents: list[Any]) -> Callable[[], Any]:
         return partial(plain_loss, plain_engine.model, collate(documents, 0), in_float32)
 
-    return {
-        "cleansft": Side(engine.model, ours),
-        "fp32": Side(plain_engine.model, partial(plain, True)),
-        "bf16": Side(plain_engine.model, partial(plain, False)),
+    sides = {
+        "cleansft": Side(engine.model, ours, bf16),
+        "fp32": Side(plain_engine.model, partial(plain, True), bf16),
+        "bf16": Side(plain_engine.model, partial(plain, False), bf16),
     }
+    return sides if bf16 else {name: sides[name] for name in ("cleansft", "fp32")}
 
 
-def build(vocabulary: int, width: int) -> tuple[Any, Any, Any]:
+def build(vocabulary: int, width: int, bf16: bool) -> tuple[Any, Any, Any]:
     """(settings, world, engine) of a model of one frozen layer under a trained norm and output layer."""
     import torch
 
@@ -138,7 +141,7 @@ def build(vocabulary: int, width: int) -> tuple[Any, Any, Any]:
         "model_type": "qwen3", "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 32,
         "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": vocabulary, "tie_word_embeddings": False,
     }  # fmt: skip
-    args = Args(model_config=config, tokenizer_name=str(ROOT / "sft" / "quickstart" / "tokenizer"), bf16=True)
+    args = Args(model_config=config, tokenizer_name=str(ROOT / "sft" / "quickstart" / "tokenizer"), bf16=bf16)
     world = World(0, 0, 1, torch.device("cpu"))
     _, engine = build_engine(args, build_tokenizer(args), [], ROOT, world)
     model = engine.model.train()

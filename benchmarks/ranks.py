@@ -4,8 +4,8 @@ with ZeRO-3 (CPU, gloo).
     python benchmarks/ranks.py [--engines ddp zero1 zero2 zero3] [--rounds 5] [--steps 7] [--warmup 3]
 
 The model and the long-tailed conversations of train.py, 16 documents per optimizer step in micro-batches of 8: one rank
-runs two of them, two ranks run one each. Every run is `torchrun sft/train.py` with the launcher's allocator settings;
-`one process` is the same without torchrun and without an engine's collectives.
+runs two of them, two ranks run one each. Every run is `torchrun sft/train.py`, in the number format that the project
+chooses; `one process` is the same without torchrun and without an engine's collectives.
 
 Before a table is printed, the losses of every run must be within 1e-3 of those of `one process` in every step, and the
 gradient norms of two ranks within 1e-2 of one rank's. (With DeepSpeed all weights are bfloat16, not the products alone:
@@ -80,7 +80,7 @@ def prepare(work: Path, num_steps: int, small: bool) -> None:
         "model_name_or_path": str(work / "model"), "train_file": str(work / "train.jsonl"),
         "dataset_cache_dir": str(work / "cache"), "max_length": lengths.longest, "max_steps": num_steps,
         "per_device_train_batch_size": MICRO_BATCH, "train_batch_size": DOCUMENTS_PER_STEP, "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant", "warmup_steps": 0, "bf16": True, "seed": SEED, "report_to": "none",
+        "lr_scheduler_type": "constant", "warmup_steps": 0, "seed": SEED, "report_to": "none",
         "save_steps": 0, "logging_steps": 1, "resume_from_checkpoint": "none",
     }  # fmt: skip
     (work / "run.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
@@ -95,7 +95,7 @@ def measure(side: str, path: Path, work: Path, conditions: rounds.Conditions) ->
     words += ["--output_dir", output_dir]
     if ENGINES.get(engine):
         words += ["--deepspeed", str(ENGINES[engine])]
-    conditions.run(words, rounds.ALLOCATOR)
+    conditions.run(words, {})
     log = json.loads((output_dir / "training_log.json").read_text(encoding="utf-8"))
     records = [record for record in log if record["type"] == "train"]
     names = ("loss", "grad_norm", "elapsed_s", "num_tokens")

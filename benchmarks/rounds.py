@@ -19,12 +19,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "34359738368",
-    "MALLOC_TOP_PAD_": "67108864",
-}
-"""glibc keeps freed memory instead of giving it back to the system after every step."""
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""What `sft/allocator.py` tells malloc, for other programs: keep freed memory from step to step."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,21 @@ def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int) -
     parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions of every side, in turn [{rounds}]")
     parser.add_argument("--wrap", default="", help="words before every command, such as 'taskset -c 0,1'")
     parser.add_argument("--work", type=Path, help="working folder; what it holds already is not measured again")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The option for the number format of all sides."""
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
+                        help="of all sides; auto: bfloat16 where the CPU has units for it [auto]")  # fmt: skip
+
+
+def is_bf16(dtype: str) -> bool:
+    """Whether all sides compute in bfloat16."""
+    import torch
+
+    from sft.world import has_bf16
+
+    return dtype == "bfloat16" or (dtype == "auto" and has_bf16(torch.device("cpu")))
 
 
 def conditions(options: argparse.Namespace) -> Conditions:

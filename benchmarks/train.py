@@ -3,11 +3,11 @@ transformers' Trainer do, at the speed of a bare loop, with the same losses.
 
     python benchmarks/train.py [--peers FOLDER] [--rounds 5] [--steps 7] [--warmup 3] [--threads 2] [--work FOLDER]
 
-A Qwen3-shaped model of 41M parameters and a vocabulary of 32,000, bfloat16 autocast, 8 documents per optimizer step,
-on the CPU. A token counts if it belongs to a document that reached the optimizer; padding does not. The sides:
+A Qwen3-shaped model of 41M parameters and a vocabulary of 32,000, 8 documents per optimizer step, on the CPU, in
+bfloat16 autocast where the CPU has units for it (as the project does by itself), else in float32. A token counts if it belongs to a document that reached the optimizer; padding does not. The sides:
 
-    cleansft       `run_training`, with the allocator's settings that the launcher makes
-    bare           the same model, batches and loss in a loop of ten lines; batches are made beforehand
+    cleansft       `run_training`, as it comes
+    bare           the same model, batches, loss and allocator in a loop of ten lines; batches are made beforehand
     trl_best       TRL, packing=bfd into rows of 4,096 tokens, no gradient checkpointing, SDPA, the same allocator
     hf_padded      transformers' Trainer with padded rows, as it comes
     trl_default    TRL as it comes
@@ -40,7 +40,7 @@ from benchmarks.corpus import LONG_TAIL, MODEL_T, Lengths, write_conversations, 
 
 PEERS = ("trl==1.16.0",)
 SIDES = ("cleansft", "bare", "trl_best", "hf_padded", "trl_default")
-WITH_ALLOCATOR = ("cleansft", "bare", "trl_best", "trl_flattened")
+WITH_ALLOCATOR = ("bare", "trl_best", "trl_flattened")
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-3, 1e-2
 DOCUMENTS_PER_STEP, GATE_STEPS, GATE_SHORTER = 8, 20, 8
 LEARNING_RATE, SEED = 1e-4, 0
@@ -53,7 +53,7 @@ def main(words: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        bench = Bench(work, rounds.conditions(options), peers, options.small)
+        bench = Bench(work, rounds.conditions(options), peers, bf16=rounds.is_bf16(options.dtype), small=options.small)
         if options.gate_steps:
             print(bench.gate(options.sides, options.gate_steps))
         if options.rounds:
@@ -69,6 +69,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=7, help="optimizer steps of a run, with the warm-up [7]")
     parser.add_argument("--warmup", type=int, default=3, help="first steps that are not timed [3]")
     parser.add_argument("--gate-steps", type=int, default=GATE_STEPS, help=f"[{GATE_STEPS}]; 0: no gate, and no claim")
+    rounds.add_dtype(parser)
     parser.add_argument("--small", action="store_true", help="a tiny model and short documents, to try the script")
     return parser.parse_args(words)
 
@@ -85,8 +86,10 @@ def install_peers(folder: Path) -> Path:
 class Bench:
     """The data and the weights in a folder, and what is run on them."""
 
-    def __init__(self, work: Path, conditions: rounds.Conditions, peers: Path | None, small: bool) -> None:
-        self._work, self._conditions, self._peers = work, conditions, peers
+    def __init__(
+        self, work: Path, conditions: rounds.Conditions, peers: Path | None, *, bf16: bool, small: bool
+    ) -> None:
+        self._work, self._conditions, self._peers, self._bf16 = work, conditions, peers, bf16
         self._config = MODEL_T | ({"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 500} if small else {})
         self._lengths = LONG_TAIL.shorter(16) if small else LONG_TAIL
 
@@ -112,7 +115,7 @@ class Bench:
         lines = [
             self._compared(same_steps),
             f"commit {rounds.commit()}, {num_rounds} rounds, {num_steps - num_warmup} steps of {DOCUMENTS_PER_STEP} "
-            f"documents after {num_warmup}, {self._conditions.threads} threads; {rounds.load_averages(found)}\n",
+            f"documents after {num_warmup}, {self._conditions.threads} threads, {'bfloat16' if self._bf16 else 'float32'}; {rounds.load_averages(found)}\n",
             f"| | tokens/s, median | least–greatest | trained tokens/s | CPU s per 1,000 tokens | {sides[0]} ÷ it |",
             "|---|---|---|---|---|---|",
         ]
@@ -157,18 +160,18 @@ class Bench:
         settings = self._settings(folder, num_steps, lengths.longest)
         (folder / "run.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
         steps = write_documents(folder)
-        plan = {"steps": steps, "documents_per_step": DOCUMENTS_PER_STEP, "learning_rate": LEARNING_RATE}
+        plan = {"steps": steps, "documents_per_step": DOCUMENTS_PER_STEP, "learning_rate": LEARNING_RATE,
+                "bf16": self._bf16}  # fmt: skip
         (folder / "plan.json").write_text(json.dumps({**plan, "max_length": lengths.longest}), encoding="utf-8")
         return folder
 
-    @staticmethod
-    def _settings(folder: Path, num_steps: int, max_length: int) -> dict[str, Any]:
+    def _settings(self, folder: Path, num_steps: int, max_length: int) -> dict[str, Any]:
         return {
             "model_name_or_path": str(folder / "model"), "train_file": str(folder / "train.jsonl"),
             "dataset_cache_dir": str(folder / "cache"), "max_length": max_length, "max_steps": num_steps,
             "per_device_train_batch_size": DOCUMENTS_PER_STEP, "learning_rate": LEARNING_RATE,
             "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 1.0, "weight_decay": 0.0,
-            "bf16": True, "seed": SEED, "report_to": "none", "save_steps": 0, "logging_steps": 1,
+            "bf16": self._bf16, "seed": SEED, "report_to": "none", "save_steps": 0, "logging_steps": 1,
         }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 FOLDER is made by train.py: `plan.json`, the first weights in `model/`, the conversations, and the documents of every
 optimizer step in `documents.npz`, in the order in which the project's own plan takes them. All sides begin with the
-same weights and have AdamW (fused), clipping, a constant learning rate and bfloat16 autocast in common.
+same weights and have AdamW (fused), clipping, a constant learning rate and the number format in common.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
     optimizer = torch.optim.AdamW(module.parameters(), lr=plan["learning_rate"], weight_decay=0.0, fused=True)
     clock, losses, norms = Clock(), list[float](), list[float]()
     for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=plan["bf16"]):
             loss = module(batch) / batch.total_weight
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)))
@@ -172,7 +172,7 @@ def _peer_settings(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     return {
         "output_dir": str(folder / "out-peer"), "per_device_train_batch_size": plan["documents_per_step"],
         "max_steps": len(plan["steps"]), "learning_rate": plan["learning_rate"], "lr_scheduler_type": "constant",
-        "warmup_steps": 0, "max_grad_norm": 1.0, "weight_decay": 0.0, "bf16": True, "use_cpu": True, "logging_steps": 1,
+        "warmup_steps": 0, "max_grad_norm": 1.0, "weight_decay": 0.0, "bf16": plan["bf16"], "use_cpu": True, "logging_steps": 1,
         "train_sampling_strategy": "sequential", "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
     }  # fmt: skip
 

@@ -60,7 +60,7 @@ def test_training_against_the_bare_loop(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_side_that_trains_something_else_is_not_timed(tmp_path: Path) -> None:
     same = rounds.Measured([2.0, 1.0], [1.0, 1.0], [1.0, 2.0], [1.0, 2.0], [10, 10], [5, 5])
     other = rounds.Measured([2.0, 1.002], [1.0, 1.0], [1.0, 2.0], [1.0, 2.0], [10, 10], [5, 5])
-    bench = train.Bench(tmp_path, rounds.Conditions(1), None, small=True)
+    bench = train.Bench(tmp_path, rounds.Conditions(1), None, bf16=False, small=True)
     assert "by 0.0e+00" in bench._compared({"one": same, "two": same})
     with pytest.raises(SystemExit, match="not the same training"):
         bench._compared({"one": same, "two": other})
@@ -91,7 +91,9 @@ def test_the_start_up_to_the_first_step(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_output_layer_with_its_loss(capsys: pytest.CaptureFixture[str]) -> None:
-    loss_head.main("--tokens 64 --trained 0.5 --vocabulary 600 --width 64 --rounds 1 --threads 1".split())
+    loss_head.main(
+        "--tokens 64 --trained 0.5 --vocabulary 600 --width 64 --rounds 1 --threads 1 --dtype bfloat16".split()
+    )
     printed = capsys.readouterr().out
     assert table(printed).keys() == {"", "cleansft", "fp32", "bf16"}
     assert "32 of 64 tokens trained" in printed
