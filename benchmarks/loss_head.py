@@ -50,16 +50,19 @@ def main(words: list[str] | None = None) -> None:
         documents = make_documents(options.tokens, share, options.vocabulary)
         num_trained = sum(document.num_trained_tokens for document in documents)
         gate(documents, sides)
-        taken: dict[str, list[float]] = {name: [] for name in sides}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for _ in range(options.rounds):
             for name, side in sides.items():
                 taken[name].append(side.seconds(documents))
         print(f"\n{num_trained} of {options.tokens} tokens trained\n")
-        print("| | seconds, median | least–greatest | ÷ cleansft |\n|---|---|---|---|")
-        reference = rounds.summary(taken["cleansft"])[0]
+        print(
+            "| | seconds, median | least–greatest | ÷ cleansft | CPU seconds | ÷ cleansft |\n|---|---|---|---|---|---|"
+        )
+        wall_reference, cpu_reference = (rounds.summary(times)[0] for times in zip(*taken["cleansft"], strict=True))
         for name, values in taken.items():
-            median, least, greatest = rounds.summary(values)
-            print(f"| {name} | {median:.3f} | {least:.3f}–{greatest:.3f} | {median / reference:.2f} |")
+            (median, least, greatest), (cpu, *_) = (rounds.summary(times) for times in zip(*values, strict=True))
+            ratios = f"{median / wall_reference:.2f} | {cpu:.3f} | {cpu / cpu_reference:.2f}"
+            print(f"| {name} | {median:.3f} | {least:.3f}–{greatest:.3f} | {ratios} |")
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
@@ -81,17 +84,17 @@ class Side:
     def __init__(self, model: Any, loss: Callable[[Any], Any], bf16: bool) -> None:
         self.model, self.loss, self.bf16 = model, loss, bf16
 
-    def seconds(self, documents: list[Any]) -> float:
-        """Of one forward and backward pass, from the batch on."""
+    def seconds(self, documents: list[Any]) -> tuple[float, float]:
+        """(wall, CPU) of one forward and backward pass, from the batch on."""
         import torch
 
         self.model.zero_grad(set_to_none=True)
         batch_loss = self.loss(documents)
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss = batch_loss()
         loss.backward()
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - cpu_started
 
     def loss_and_gradient(self, documents: list[Any]) -> tuple[float, Any]:
         """Mean loss, and the gradient of all that is trained as one vector."""

@@ -4,7 +4,8 @@ transformers' Trainer do, at the speed of a bare loop, with the same losses.
     python benchmarks/train.py [--peers FOLDER] [--rounds 5] [--steps 7] [--warmup 3] [--threads 2] [--work FOLDER]
 
 A Qwen3-shaped model of 41M parameters and a vocabulary of 32,000, 8 documents per optimizer step, on the CPU, in
-bfloat16 autocast where the CPU has units for it (as the project does by itself), else in float32. A token counts if it belongs to a document that reached the optimizer; padding does not. The sides:
+bfloat16 autocast where the CPU has units for it (as the project does by itself), else in float32. A token counts if it
+belongs to a document that reached the optimizer; padding does not. The sides:
 
     cleansft       `run_training`, as it comes
     bare           the same model, batches, loss and allocator in a loop of ten lines; batches are made beforehand
@@ -115,7 +116,8 @@ class Bench:
         lines = [
             self._compared(same_steps),
             f"commit {rounds.commit()}, {num_rounds} rounds, {num_steps - num_warmup} steps of {DOCUMENTS_PER_STEP} "
-            f"documents after {num_warmup}, {self._conditions.threads} threads, {'bfloat16' if self._bf16 else 'float32'}; {rounds.load_averages(found)}\n",
+            f"documents after {num_warmup}, {self._conditions.threads} threads, "
+            f"{'bfloat16' if self._bf16 else 'float32'}; {rounds.load_averages(found)}\n",
             f"| | tokens/s, median | least–greatest | trained tokens/s | CPU s per 1,000 tokens | {sides[0]} ÷ it |",
             "|---|---|---|---|---|---|",
         ]
