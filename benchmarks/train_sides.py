@@ -173,7 +173,8 @@ def _peer_settings(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
         "output_dir": str(folder / "out-peer"), "per_device_train_batch_size": plan["documents_per_step"],
         "max_steps": len(plan["steps"]), "learning_rate": plan["learning_rate"], "lr_scheduler_type": "constant",
         "warmup_steps": 0, "max_grad_norm": 1.0, "weight_decay": 0.0, "bf16": plan["bf16"], "use_cpu": True,
-        "logging_steps": 1, "train_sampling_strategy": "sequential", "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        "logging_steps": 1, "train_sampling_strategy": "sequential", "report_to": "none", "save_strategy": "no",
+        "disable_tqdm": True,
     }  # fmt: skip
 
 
