@@ -113,11 +113,11 @@ def make_sides(vocabulary: int, width: int, *, bf16: bool) -> dict[str, Side]:
     from sft.model_check import prepare_model
 
     args, world, engine = build(vocabulary, width, bf16)
-    form = prepare_model(engine, args, world)
+    collation = prepare_model(engine, args, world)
     *_, plain_engine = build(vocabulary, width, bf16)
 
     def ours(documents: list[Any]) -> Callable[[], Any]:
-        batch = batch_of([[number] for number in range(len(documents))], documents, args, form)
+        batch = batch_of([[number] for number in range(len(documents))], documents, args, collation)
         return lambda: engine.loss_module(batch) / batch.total_weight
 
     def plain(in_float32: bool, documents: list[Any]) -> Callable[[], Any]:

@@ -86,7 +86,7 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
 
     from sft.arguments import load_args
     from sft.dataset import ConversationDataset
-    from sft.loop import batch_of
+    from sft.loop import Plan, step_data
     from sft.masking import Masker
     from sft.model_check import prepare_model
     from sft.sources import read_conversations
@@ -99,8 +99,9 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
     masker = Masker(tokenizer, pad_token_id(tokenizer))
     data = ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
     _, engine = build_engine(args, tokenizer, [], folder, world)
-    form = prepare_model(engine, args, world)
-    batches = [batch_of([[number] for number in step], data, args, form) for step in plan["steps"]]
+    collation, arithmetic = prepare_model(engine, args, world), Plan.of(args, len(data), world.size, data.lengths)
+    numbers = range(1, len(plan["steps"]) + 1)
+    batches = [step.batches[0] for step in step_data(numbers, data, args, arithmetic, world, collation)]
     module = engine.loss_module.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=plan["learning_rate"], weight_decay=0.0, fused=True)
     clock, losses, norms = Clock(), list[float](), list[float]()
