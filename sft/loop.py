@@ -241,8 +241,8 @@ def after_evaluation(state: RunState, eval_loss: float) -> tuple[RunState, bool]
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Makes the step's random numbers a function of (seed, step, rank), so that no generator has to be saved."""
     number = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
-    # Not torch.manual_seed: for each kind of device that is not there it keeps the call and its stack for later, every
-    # step anew.
+    # Not torch.manual_seed: it writes down the stack for each kind of device that is not there, which takes more than
+    # all else that the loop does between two steps.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from dataclasses import replace
@@ -16,6 +17,7 @@ from tiny import QWEN3, losses, tiny_args, write_conversations
 
 from sft.config import Args
 from sft.errors import CheckpointError, DataError, NonFiniteError, StorageError
+from sft.loop import seed_dropout
 from sft.lora_args import LoraArgs
 from sft.train import main, run_training, train_with
 from strict_settings import SettingsError
@@ -210,6 +212,7 @@ def test_each_way_to_fail_has_its_exit_code_and_one_message(
         assert len(errors) == 1
         assert errors[0].startswith(message)
         assert not list(tmp_path.glob(f"out{number}/model*.safetensors"))
+        assert gc.isenabled()  # it is off while libraries are imported
 
 
 @pytest.mark.parametrize("is_new", [True, False])
@@ -306,3 +309,15 @@ def test_the_batch_arithmetic_is_printed_before_the_first_step(args: Args, capsy
     out = capsys.readouterr().out
     assert "1 process(es) × 2 conversations × 2 accumulation = 4 per step; 5 documents, 2 steps per epoch" in out
     assert "5 documents" in out.splitlines()[0]
+
+
+def test_a_steps_random_numbers_follow_from_seed_step_and_rank() -> None:
+    def drawn(*numbers: int) -> list[float]:
+        seed_dropout(*numbers)
+        return torch.rand(3).tolist()  # type: ignore[no-any-return]
+
+    places = [(0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1)]
+    assert [drawn(*place) for place in places] == [drawn(*place) for place in places]
+    assert len({tuple(drawn(*place)) for place in places}) == len(places)
+    torch.manual_seed(int(np.random.SeedSequence([0, 1, 0]).generate_state(1)[0]))
+    assert torch.rand(3).tolist() == drawn(0, 1, 0)
