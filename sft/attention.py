@@ -11,13 +11,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from sft.sequence_parallel import attend
+from sft.world import SequenceGroup
 
 IMPLEMENTATION = "documents"
 """Our name in transformers' registry of attention implementations."""
@@ -33,14 +36,16 @@ class Layout:
     """Tokens of each document, in order; padding is a document of its own."""
     starts: Tensor
     """Where each document begins and the last one ends, int32 (what FlashAttention calls cu_seqlens)."""
+    group: SequenceGroup = field(default_factory=SequenceGroup, compare=False)
+    """The ranks that share the row's tokens."""
     masks: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Masks that layers share, made at first use."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Layout:
-        """The layout of documents of these lengths."""
+    def of(cls, lengths: Sequence[int], group: SequenceGroup | None = None) -> Layout:
+        """The layout of documents of these lengths, in a row whose tokens the group shares."""
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(tuple(lengths), starts)
+        return cls(tuple(lengths), starts, group or SequenceGroup())
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Layout:
         """The same layout on a device."""
@@ -132,7 +137,7 @@ def document_attention(
     kind = Kind(scale, options.get("sliding_window"), options.get("softcap"), dropout)
     if documents is not None:
         by_device = _on_cuda if query.device.type == "cuda" else _one_by_one
-        return by_device(query, key, value, documents, kind), None
+        return attend(partial(by_device, documents=documents, kind=kind), documents.group, query, key, value), None
     if kind.softcap is not None:
         is_causal = attention_mask is None
         mask = _causal_mask(query.shape[2], key.shape[2], None, query.device) if is_causal else attention_mask

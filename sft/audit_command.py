@@ -90,12 +90,14 @@ def _show(found: Audit, findings: Sequence[Finding], options: argparse.Namespace
 
 
 def _num_processes(options: argparse.Namespace, subject: Subject) -> int:
-    """The ranks that the settings ask for; 1 where they do not say."""
+    """The ranks that the settings ask for; as few as they allow where they do not say."""
     if options.processes is not None:
         if not options.processes.isdecimal() or int(options.processes) < 1:
             raise SettingsError(Problem("--processes", options.processes, "be a number above 0"))
         return int(options.processes)
     launch = subject.args.launch
+    if not launch:
+        return subject.args.sequence_parallel_size
     per_node = launch.get("procs_per_node") or launch.get("gpus_per_node") or 1
     sizes = [launch.get("nodes") or 1, per_node]
     return int(sizes[0]) * int(sizes[1]) if all(isinstance(size, int) and size > 0 for size in sizes) else 1

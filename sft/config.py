@@ -167,6 +167,8 @@ class Args:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     gradient_checkpointing_every: PositiveInt = 1
     """With gradient_checkpointing: recompute one of every so many decoder layers, for memory and time in between."""
+    mlp_tile_tokens: PositiveInt | None = None
+    """Compute the feed-forward blocks for so many tokens at a time, again in the backward pass: for very long rows."""
     compile: bool = False
     """torch.compile each decoder layer by itself: faster on GPUs; the first steps take longer, and again where the
     sizes of batches change."""
@@ -179,6 +181,8 @@ class Args:
     fsdp_shard_size: PositiveInt | None = None
     """With fsdp: so many neighbouring ranks, such as a node's, share one copy of the state, and gradients are averaged
     over the copies (hybrid sharding); by default all ranks share one (docs/scaling.md)."""
+    sequence_parallel_size: PositiveInt = 1
+    """Neighbouring processes that share the tokens of each row, for rows too long for one (docs/long-rows.md)."""
     ddp_timeout: Annotated[int, at_least(1)] = 1800
     """Seconds that a collective may take before the run is ended."""
 
@@ -242,22 +246,37 @@ class Args:
         """Forward passes per optimizer step.
 
         Raises:
-            SettingsError: `train_batch_size` is no multiple of world × per-device batch.
+            SettingsError: `train_batch_size` is no multiple of what all processes take in one pass, or the processes
+                cannot be shared out into groups of `sequence_parallel_size`.
         """
         if problems := list(self.batch_problems(world_size)):
             raise SettingsError(problems)
         if self.train_batch_size is None:
             return self.gradient_accumulation_steps
-        return self.train_batch_size // (world_size * self.per_device_train_batch_size)
+        return self.train_batch_size // self._rows_per_pass(world_size)
+
+    def rows_per_step(self, world_size: int) -> int:
+        """Rows of an optimizer step over all processes. Raises as `accumulation_steps` does."""
+        return self.accumulation_steps(world_size) * self._rows_per_pass(world_size)
+
+    def _rows_per_pass(self, world_size: int) -> int:
+        return world_size // self.sequence_parallel_size * self.per_device_train_batch_size
 
     def batch_problems(self, world_size: int) -> Iterator[Problem]:
-        """Whether `train_batch_size` can be shared out, with the arithmetic and the nearest sizes that can."""
-        per_pass = world_size * self.per_device_train_batch_size
+        """Whether rows and `train_batch_size` can be shared out, with the arithmetic and the nearest sizes that can."""
+        size = self.sequence_parallel_size
+        if world_size % size:
+            valid = " or ".join(str(number) for number in range(1, world_size + 1) if world_size % number == 0)
+            remedy = f"Take {valid}, or start a multiple of {size} processes."
+            yield Problem("sequence_parallel_size", size, f"divide the number of processes, {world_size}", remedy)
+            return
+        per_pass = self._rows_per_pass(world_size)
         if self.train_batch_size is not None and self.train_batch_size % per_pass:
             lower = self.train_batch_size // per_pass * per_pass
             valid = f"{lower} or {lower + per_pass}" if lower else f"{per_pass}"
+            takers = "processes" if size == 1 else "sequence groups"
             rule = (
-                f"be a multiple of {per_pass} = {world_size} processes × "
+                f"be a multiple of {per_pass} = {world_size // size} {takers} × "
                 f"{self.per_device_train_batch_size} per_device_train_batch_size"
             )
             yield Problem("train_batch_size", self.train_batch_size, rule, f"Take {valid}.")
@@ -302,6 +321,10 @@ class Args:
 
     def _settings_alone(self) -> Iterator[Problem]:
         """Settings without the one that they belong to, or with one that they do not go with."""
+        for name, allowed in (("attn_implementation", "auto"), ("compile", False)):
+            if self.sequence_parallel_size > 1 and getattr(self, name) != allowed:
+                rule = f"be {str(allowed).lower()} with sequence_parallel_size"
+                yield Problem(name, getattr(self, name), rule, "Leave it out.")
         if self.fsdp_shard_size is not None and not self.fsdp:
             yield Problem("fsdp_shard_size", self.fsdp_shard_size, "come with fsdp: true")
         if self.gradient_checkpointing_every != 1 and not self.gradient_checkpointing:

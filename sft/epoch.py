@@ -49,7 +49,7 @@ def epoch_of(sources: Iterable[tuple[Mapping[int, int], float]], args: Args, num
     for lengths, times in sources:
         for length, number in lengths.items():
             seen[length] += round(number * times)
-    rows_per_step = num_processes * args.per_device_train_batch_size * args.accumulation_steps(num_processes)
+    rows_per_step = args.rows_per_step(num_processes)
     documents, tokens = sum(seen.values()), sum(length * number for length, number in seen.items())
     packed_rows = _packed_rows(seen, args.max_length)
     return Epoch(

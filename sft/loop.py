@@ -31,6 +31,7 @@ from sft.optimizer import learning_rate_at
 from sft.packing import TrainingRows, row_costs
 from sft.prefetch import prefetched
 from sft.profiling import profiled
+from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches, steps_per_epoch
 from sft.world import World
 
@@ -65,7 +66,7 @@ class Plan:
     def of(cls, args: Args, num_documents: int, world_size: int, lengths: NDArray[np.int32] | None = None) -> Plan:
         """The plan for so many documents, of these lengths, on so many ranks. The lengths are needed for packing."""
         rows = TrainingRows(num_documents, args.seed, lengths, args.max_length if args.packing else None)
-        rows_per_step = world_size * args.per_device_train_batch_size * args.accumulation_steps(world_size)
+        rows_per_step = args.rows_per_step(world_size)
         per_epoch = steps_per_epoch(rows.num_rows, rows_per_step)
         num_steps = args.max_steps or max(1, math.ceil(args.num_train_epochs * per_epoch))
         return cls(num_documents, rows, rows_per_step, per_epoch, num_steps, args.eval_steps or per_epoch)
@@ -182,9 +183,9 @@ def step_data(
     for step in steps:
         rows = plan.rows.step(step - 1, plan.rows_per_step)
         costs = row_costs(rows, lengths, num_trained)
-        shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=collation == "padded")
+        shares = rank_batches(rows, world.data_rank, world.data_size, size, costs, by_length=collation == "padded")
         documents = [document for row in rows for document in row]
-        batches = [batch_of(share, data, args, collation) for share in shares]
+        batches = [shard_of(batch_of(share, data, args, collation), world.sequence) for share in shares]
         yield StepData(
             [batch.for_copies_to(world.device) for batch in batches],
             int(lengths[documents].sum(dtype=np.int64)),
@@ -196,10 +197,11 @@ def step_data(
 
 
 def sum_of_squares(batch: Batch, rows: Sequence[Sequence[int]], lengths: NDArray[np.int32]) -> int:
-    """Sum of the squared lengths of a batch's documents; what is left out of them does not count."""
+    """Sum of the squared lengths of a batch's documents, or this rank's part of it where ranks share their tokens; what
+    is left out of the documents does not count."""
     documents = [document for row in rows for document in row]
     found = np.array(batch.layout.lengths if batch.layout is not None else lengths[documents], dtype=np.int64)
-    return int(found @ found)
+    return int(found @ found) // (batch.layout.group.size if batch.layout is not None else 1)
 
 
 def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Args, collation: Collation) -> Batch:
@@ -219,10 +221,10 @@ def evaluate(
     engine.model.eval()
     loss_sum, num_trained_tokens, total_weight = torch.zeros((), device=world.device, dtype=torch.float64), 0, 0.0
     size = args.per_device_eval_batch_size
-    for share in rank_batches(range(len(data)), world.rank, world.size, size, data.lengths, by_length=True):
+    for share in rank_batches(range(len(data)), world.data_rank, world.data_size, size, data.lengths, by_length=True):
         is_flat = collation == "flat"
-        batch = collate_flat([data[document] for document in share], 0) if is_flat else data.batch(share)
-        batch = batch.to(world.device)
+        whole = collate_flat([data[document] for document in share], 0) if is_flat else data.batch(share)
+        batch = shard_of(whole, world.sequence).to(world.device)
         loss_sum += engine.evaluate(batch).double()
         num_trained_tokens += batch.num_trained_tokens
         total_weight += batch.total_weight

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sft.config import Args
+from sft.tiling import tile_mlps
 from sft.tokenizer import cannot_load, pad_token_id
 from strict_settings import Problem, SettingsError
 
@@ -45,6 +46,8 @@ def build_model(args: Args, tokenizer: Any, *, with_weights: bool = True) -> Bui
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
         _recompute_one_of(model, args.gradient_checkpointing_every)
+    if args.mlp_tile_tokens is not None:
+        tile_mlps(model, args.mlp_tile_tokens)
     if args.lora.enabled:
         model = _with_adapters(model, args)
     return BuiltModel(model, save_dtype)

@@ -21,6 +21,7 @@ from sft.documents import Document
 from sft.engine import Engine, compile_layers
 from sft.output_layer import output_layer_of
 from sft.packing_check import refuse_if_packing_leaks, stateful_part
+from sft.sequence_check import refuse_if_shards_differ, refused
 from sft.world import World
 
 Collation = Literal["flat", "packed", "padded"]
@@ -58,7 +59,10 @@ def _collation(engine: Engine, args: Args, world: World) -> Collation:
     if args.attn_implementation == "auto":
         reason = _why_not_flat(engine, args.max_length, world)
         if reason is None:
+            refuse_if_shards_differ(engine, world)
             return "flat"
+        if world.sequence.size > 1:
+            raise refused(world, f"Its attention cannot run per document: {engine.model.config.model_type}, {reason}.")
         instead = "rows of several documents need a mask" if args.packing else "rows are padded"
         _say(world, f"attention per document: not with {engine.model.config.model_type}, {reason}; {instead}")
     if args.packing:

@@ -101,7 +101,8 @@ def train_with(args: Args) -> None:
     from sft.world import world_from_env
 
     needs_group = args.deepspeed is not None or args.fsdp
-    with world_from_env(args.ddp_timeout, always_group=needs_group) as world:
+    size = args.sequence_parallel_size
+    with world_from_env(args.ddp_timeout, always_group=needs_group, sequence_parallel_size=size) as world:
         if world.device.type == "cpu":
             keep_freed_memory(os.environ)
         train_in_world(args, world)
@@ -253,8 +254,10 @@ def _description(args: Args, plan: Plan, world: World) -> str:
     engine = f"DeepSpeed {args.deepspeed}" if args.deepspeed else "FSDP2" if args.fsdp else "torch"
     accumulation = args.accumulation_steps(world.size)
     rows = f"packed rows of {args.max_length} tokens" if args.packing else "conversations"
+    groups = f" in {world.data_size} sequence group(s)" if world.sequence.size > 1 else ""
     return (
-        f"{world.size} process(es) × {args.per_device_train_batch_size} {rows} × {accumulation} accumulation = "
+        f"{world.size} process(es){groups} × "
+        f"{args.per_device_train_batch_size} {rows} × {accumulation} accumulation = "
         f"{plan.rows_per_step} per step; {plan.num_documents} documents, {plan.steps_per_epoch} steps per epoch, "
         f"{plan.num_steps} steps; {engine} on {world.device.type}, peak learning rate {args.peak_learning_rate:g}"
     )

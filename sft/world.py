@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SequenceGroup:
+    """The neighbouring ranks that share the tokens of each row. A rank alone is a group of size 1."""
+
+    rank: int = 0
+    """This rank's place in the group, and that of its tokens in the row."""
+    size: int = 1
+    process_group: Any = None
+    """torch's group of these ranks; None for a rank alone."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,17 @@ class World:
     local_rank: int
     size: int
     device: torch.device
+    sequence: SequenceGroup = field(default_factory=SequenceGroup)
+
+    @property
+    def data_size(self) -> int:
+        """Groups of ranks with rows of their own: all ranks, unless some share the tokens of a row."""
+        return self.size // self.sequence.size
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this rank's group among them."""
+        return self.rank // self.sequence.size
 
     @property
     def is_main(self) -> bool:
@@ -59,12 +82,13 @@ class World:
 
 
 @contextmanager
-def world_from_env(timeout_s: int, *, always_group: bool = False) -> Iterator[World]:
+def world_from_env(timeout_s: int, *, always_group: bool = False, sequence_parallel_size: int = 1) -> Iterator[World]:
     """The world that torchrun or DeepSpeed described in RANK, LOCAL_RANK and WORLD_SIZE; solo without them.
 
     Args:
         timeout_s: how long a collective may take before the run is ended.
         always_group: make a process group also for a solo process: DeepSpeed and FSDP2 need one.
+        sequence_parallel_size: neighbouring ranks that share the tokens of each row; divides the world's size.
 
     The process group is nccl on GPUs and gloo elsewhere. It is left behind, not destroyed, when the body raises:
     destroying it can wait for peers, and the message must get out first.
@@ -78,9 +102,23 @@ def world_from_env(timeout_s: int, *, always_group: bool = False) -> Iterator[Wo
     elif always_group:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=bound)
-    yield World(rank, local_rank, size, device)
+    yield World(rank, local_rank, size, device, sequence_group(rank, sequence_parallel_size, timeout_s))
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def sequence_group(rank: int, size: int, timeout_s: int) -> SequenceGroup:
+    """The group of `size` neighbouring ranks that this one belongs to; all ranks of the world call it.
+
+    Args:
+        rank: this one.
+        size: divides the world's.
+        timeout_s: how long a collective may take before the run is ended.
+    """
+    if size == 1:
+        return SequenceGroup()
+    process_group, _ = dist.new_subgroups(group_size=size, timeout=timedelta(seconds=timeout_s))
+    return SequenceGroup(rank % size, size, process_group)
 
 
 _ENVIRONMENT = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))

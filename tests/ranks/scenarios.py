@@ -22,11 +22,12 @@ from sft.loop import Plan, batch_of, seed_dropout
 from sft.masking import Masker
 from sft.model_check import prepare_model
 from sft.packing import row_costs
+from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches
 from sft.sources import read_conversations
 from sft.tokenizer import build_tokenizer, pad_token_id
 from sft.train import build_engine, train_in_world
-from sft.world import World, world_from_env
+from sft.world import World, sequence_group, world_from_env
 
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -92,6 +93,46 @@ def packed_runs(folder: Path, world: World) -> None:
         train_in_world(args, world)
 
 
+def sequence(folder: Path, world: World) -> None:
+    """For each engine: gradients of one step of 8 documents and a whole run, with two ranks for each row."""
+    world = replace(world, sequence=sequence_group(world.rank, 2 if world.size > 1 else 1, 120))
+    names = ("ddp",) if world.size == 1 else tuple(ENGINES) if world.size == 2 else ("ddp", "fsdp2", "zero3")
+    shared: dict[str, Any] = {"sequence_parallel_size": world.sequence.size}
+    memory: dict[str, Any] = {"gradient_checkpointing": True, "mlp_tile_tokens": 16}
+    for name in names:
+        for label, settings in (("plain", {}), ("saving", memory)):
+            args = tiny_args(
+                folder / "train.jsonl",
+                folder / "out",
+                per_device_train_batch_size=2,
+                gradient_accumulation_steps=4 // world.data_size,
+                max_grad_norm=1e9,
+                **shared,
+                **settings,
+                **ENGINES[name],
+            )
+            found = _gradients(args, world) if name != "zero0" else {}
+            if world.is_main and found:
+                save_file(found, folder / f"sequence-{label}-{name}-{world.size}.safetensors")
+        args = tiny_args(
+            folder / "five.jsonl",
+            folder / f"sequence-run-{name}-{world.size}",
+            per_device_train_batch_size=2,
+            train_batch_size=4,
+            eval_file=str(folder / "train.jsonl"),
+            num_train_epochs=2.0,
+            save_steps=2,
+            **shared,
+            **ENGINES[name],
+        )
+        train_in_world(args, world)
+        if world.size == 2:
+            lora = {"enabled": True, "r": 4, "dropout": 0.1}
+            output_dir = str(folder / f"sequence-lora-{name}")
+            changes: dict[str, Any] = {"output_dir": output_dir, "lora": lora, "gradient_checkpointing": True}
+            train_in_world(replace(args, packing=True, max_length=96, **changes), world)
+
+
 def _gradients(args: Args, world: World) -> dict[str, torch.Tensor]:
     tokenizer = build_tokenizer(args)
     masker = Masker(tokenizer, pad_token_id(tokenizer))
@@ -106,8 +147,8 @@ def _gradients(args: Args, world: World) -> dict[str, torch.Tensor]:
     collation = prepare_model(engine, args, world)
     assert collation == "flat"
     assert engine.loss_module.output_layer is not None
-    shares = rank_batches(rows, world.rank, world.size, size, costs, by_length=collation == "padded")
-    batches = [batch_of(share, data, args, collation) for share in shares]
+    shares = rank_batches(rows, world.data_rank, world.data_size, size, costs, by_length=collation == "padded")
+    batches = [shard_of(batch_of(share, data, args, collation), world.sequence) for share in shares]
     (total_weight,) = world.sum(sum(batch.total_weight for batch in batches))
     seed_dropout(0, 1, world.rank)
     for number, batch in enumerate(batches, 1):
@@ -205,6 +246,7 @@ SCENARIOS: dict[str, Callable[[Path, World], None]] = {
     "pretrained": pretrained,
     "uneven": uneven,
     "tiny_rates": tiny_rates,
+    "sequence": sequence,
 }
 
 

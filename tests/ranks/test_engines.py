@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,3 +142,44 @@ def test_tiny_learning_rates_move_the_float32_weights_of_every_engine(folder: Pa
     for name in ENGINES:
         one, five = (load_file(folder / f"tiny-rates-{name}-{number}" / "model.safetensors") for number in (1, 5))
         moves_below_bfloat16(one, five, 4e-8)
+
+
+def test_ranks_that_share_each_row_compute_what_one_process_does(folder: Path) -> None:
+    for num_processes in (1, 2, 4):
+        run_scenario("sequence", folder, num_processes)
+    gradients = {path.stem: load_file(path) for path in sorted(folder.glob("sequence-*.safetensors"))}
+    assert len(gradients) == 2 * (1 + 5 + 3)
+    expected = gradients["sequence-plain-ddp-1"]
+    for label, found in gradients.items():
+        for name, gradient in expected.items():
+            scale = gradient.abs().max()
+            assert scale > 0, name
+            difference = (found[name] - gradient).abs().max() / scale
+            assert difference < 1e-5, f"{label}: {name} differs by {difference:.1e}"
+
+
+@pytest.mark.parametrize(
+    ("engine", "num_processes"),
+    [
+        *((name, 2) for name in ("ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")),
+        ("ddp", 4),
+        ("fsdp2", 4),
+        ("zero3", 4),
+    ],
+)
+def test_a_run_whose_ranks_share_each_row_is_that_of_one_process(folder: Path, engine: str, num_processes: int) -> None:
+    found, expected = folder / f"sequence-run-{engine}-{num_processes}", folder / "sequence-run-ddp-1"
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-4)
+    assert _logged(found, "num_tokens") == _logged(expected, "num_tokens")
+    assert _logged(found, "eval_loss") == pytest.approx(_logged(expected, "eval_loss"), rel=1e-4)
+
+
+def test_adapters_with_dropout_train_on_shared_packed_rows(folder: Path) -> None:
+    for name in ("ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3"):
+        found = losses(folder / f"sequence-lora-{name}")
+        assert found[-1] < found[0]
+
+
+def _logged(output_dir: Path, name: str) -> list[float]:
+    records = json.loads((output_dir / "training_log.json").read_text())
+    return [record[name] for record in records if name in record]

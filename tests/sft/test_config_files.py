@@ -164,6 +164,28 @@ def test_accumulation_follows_from_the_whole_batch() -> None:
     assert Args(gradient_accumulation_steps=5).accumulation_steps(7) == 5
 
 
+def test_processes_that_share_their_rows_count_once() -> None:
+    args = Args(train_batch_size=24, per_device_train_batch_size=2, sequence_parallel_size=4)
+    assert [args.accumulation_steps(world_size) for world_size in (4, 8, 16)] == [12, 6, 3]
+    assert [args.rows_per_step(world_size) for world_size in (4, 8, 16)] == [24, 24, 24]
+    assert Args(sequence_parallel_size=2, gradient_accumulation_steps=3).rows_per_step(4) == 2 * 8 * 3
+    with pytest.raises(SettingsError, match="must be a multiple of 4 = 2 sequence groups × 2"):
+        Args(train_batch_size=6, per_device_train_batch_size=2, sequence_parallel_size=4).rows_per_step(8)
+
+
+@pytest.mark.parametrize(
+    ("size", "world_size", "message"),
+    [
+        (4, 6, "sequence_parallel_size is 4; it must divide the number of processes, 6. Take 1 or 2 or 3 or 6, or "),
+        (2, 1, "it must divide the number of processes, 1. Take 1, or start a multiple of 2 processes."),
+    ],
+)
+def test_groups_that_do_not_fit_the_world_are_refused(size: int, world_size: int, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Args(sequence_parallel_size=size).accumulation_steps(world_size)
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

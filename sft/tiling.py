@@ -1,0 +1,54 @@
+"""The feed-forward blocks in tiles of tokens, for rows whose activations within one block would not fit.
+
+A feed-forward block works token by token and is several times as wide as the model: in a long row it holds more than
+any other part of a layer. Tiled, only one tile of it is there at a time, recomputed in the backward pass
+(arXiv:2506.13996, "TiledMLP"). The result is the same; only the order in which weight gradients add up is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from strict_settings import Problem, SettingsError
+
+
+def tile_mlps(model: nn.Module, tile_tokens: int) -> int:
+    """Makes every decoder layer's `mlp` work on so many tokens at a time; returns how many there are.
+
+    Raises:
+        SettingsError: no layer has an `mlp`.
+    """
+    blocks = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "mlp"]
+    if not blocks:
+        kind = type(model).__name__
+        problem = Problem(
+            "mlp_tile_tokens", tile_tokens, f"not be given for {kind}", "None of its layers has an `mlp`."
+        )
+        raise SettingsError(problem)
+    for block in blocks:
+        # The instance's own: modules keep their names and hooks, by which engines gather their weights.
+        block.forward = partial(tiled, block.forward, tile_tokens)
+    return len(blocks)
+
+
+def tiled(function: Callable[..., Any], tile_tokens: int, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """function(states), computed for so many tokens at a time, and again so in the backward pass.
+
+    Args:
+        function: works token by token and gives a tensor of the same tokens.
+        tile_tokens: tokens of a tile.
+        states: (…, tokens, width).
+        args: for every tile the same, as are the named ones.
+    """
+    tiles = states.split(tile_tokens, dim=-2)
+    if len(tiles) == 1:
+        return function(states, *args, **kwargs)
+    if not torch.is_grad_enabled():
+        return torch.cat([function(tile, *args, **kwargs) for tile in tiles], dim=-2)
+    return torch.cat([checkpoint(function, tile, *args, use_reentrant=False, **kwargs) for tile in tiles], dim=-2)
