@@ -31,20 +31,20 @@ ENGINES: dict[str, dict[str, Any]] = {
     "ZeRO-3 bf16": {"bf16": True, "deepspeed": str(ROOT / "ds_configs" / "zero3.json")},
 }
 MODEL = {
-    "model_type": "qwen3", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+    "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }  # fmt: skip
 
 
-def conversations(path: Path, num_rows: int = 1600) -> Path:
+def conversations(path: Path, num_rows: int = 800) -> Path:
     """Sums, and words to be said backwards: not learned within 200 steps, so that the loss stays well above 0."""
     rng = random.Random(0)
     words = ["sun", "moon", "star", "river", "stone", "leaf", "wind", "fire", "snow", "rain", "field", "road", "house"]
     with path.open("w") as file:
         for _ in range(num_rows):
             messages = []
-            for _ in range(rng.randint(1, 3)):
+            for _ in range(rng.randint(1, 2)):
                 first, second = rng.randint(10, 99), rng.randint(10, 99)
                 chosen = rng.choices(words, k=rng.randint(2, 6))
                 asked = f"{first} + {second}; backwards: {' '.join(chosen)}"
@@ -62,6 +62,7 @@ def main() -> int:
             tokenizer_name=str(ROOT / "sft" / "quickstart" / "tokenizer"),
             train_file=str(conversations(Path(folder) / "train.jsonl")),
             dataset_cache_dir=f"{folder}/cache",
+            per_device_train_batch_size=4,
             learning_rate=1e-3,
             max_steps=NUM_STEPS,
             save_steps=0,
