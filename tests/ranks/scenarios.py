@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 import torch
+from counting import counting
 from safetensors.torch import save_file
 from tiny import tiny_args, write_conversations
 
-from sft.config import Args
+from sft.config import ROOT, Args
 from sft.dataset import ConversationDataset
 from sft.loop import Plan, batch_of, seed_dropout
 from sft.masking import Masker
@@ -238,6 +240,46 @@ def tiny_rates(folder: Path, world: World) -> None:
             )
 
 
+def within_nodes(folder: Path, world: World) -> None:
+    """Four ranks as two nodes of two: state that is shared within a node only, run, saved, and taken up by others."""
+    config = json.loads((ROOT / "ds_configs" / "zero3_hpz.json").read_text())
+    config["zero_optimization"] |= {"zero_hpz_partition_size": 2, "stage3_param_persistence_threshold": 0}
+    if world.is_main:
+        (folder / "hpz.json").write_text(json.dumps(config))
+    world.barrier()
+    engines: dict[str, dict[str, Any]] = {
+        "ddp": {},
+        "hybrid": {"fsdp": True, "fsdp_shard_size": 2},
+        "hpz": {"deepspeed": str(folder / "hpz.json")},
+    }
+    for name, engine in engines.items():
+        settings = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 1, **engine}
+        args = tiny_args(folder / "train.jsonl", folder / f"nodes-{name}", **settings)
+        train_in_world(args, world)
+        source, target = folder / f"nodes-{name}", folder / f"nodes-{name}-resumed"
+        if world.is_main:
+            shutil.copytree(source / "checkpoints" / "step-00000002", target / "checkpoints" / "step-00000002")
+            shutil.copy(source / "training_log.json", target)
+        world.barrier()
+        train_in_world(replace(args, output_dir=str(target)), world)
+
+
+def scale(folder: Path, world: World) -> None:
+    """What each rank asks for in runs of 3 and of 7 steps, on little data and on much, for each engine."""
+    runs = folder.parent / f"{folder.name}-runs"
+    encoded: dict[str, Any] = {"dataset_cache_dir": str(folder / "cache"), "dataset_num_proc": 1}
+    for name, data, num_steps in itertools.product(("ddp", "fsdp2", "zero2"), ("few", "many"), (1, 3, 7)):
+        if name != "ddp" and num_steps == 1:
+            continue  # the first run is there to encode the data
+        label = f"{name}-{world.size}-{num_steps}-{data}"
+        settings = {"max_steps": num_steps, "per_device_train_batch_size": 1, **encoded, **ENGINES[name]}
+        args = tiny_args(folder / f"{data}.jsonl", runs / label, **settings)
+        with counting(folder) as counts:
+            train_in_world(args, world)
+        told = {"engine": name, "world": world.size, "steps": num_steps, "data": data, "rank": world.rank}
+        (folder / f"counts-{label}-{world.rank}.json").write_text(json.dumps({**asdict(counts), **told}))
+
+
 SCENARIOS: dict[str, Callable[[Path, World], None]] = {
     "gradients": gradients,
     "packed": packed,
@@ -247,6 +289,8 @@ SCENARIOS: dict[str, Callable[[Path, World], None]] = {
     "uneven": uneven,
     "tiny_rates": tiny_rates,
     "sequence": sequence,
+    "within_nodes": within_nodes,
+    "scale": scale,
 }
 
 
@@ -254,6 +298,8 @@ def prepare(folder: Path) -> None:
     """The data that all scenarios share."""
     write_conversations(folder / "train.jsonl", 11)
     write_conversations(folder / "five.jsonl", 5, seed=1)
+    write_conversations(folder / "few.jsonl", 40)
+    write_conversations(folder / "many.jsonl", 400)
     weighted = []
     for number, line in enumerate(write_conversations(folder / "weighted.jsonl", 20, seed=2).read_text().splitlines()):
         row = json.loads(line)

@@ -183,3 +183,14 @@ def test_adapters_with_dropout_train_on_shared_packed_rows(folder: Path) -> None
 def _logged(output_dir: Path, name: str) -> list[float]:
     records = json.loads((output_dir / "training_log.json").read_text())
     return [record[name] for record in records if name in record]
+
+
+def test_state_shared_within_nodes_trains_as_state_that_every_rank_has(folder: Path) -> None:
+    run_scenario("within_nodes", folder, 4)
+    expected = load_file(folder / "nodes-ddp" / "model.safetensors")
+    for name in ("hybrid", "hpz"):
+        assert losses(folder / f"nodes-{name}") == pytest.approx(losses(folder / "nodes-ddp"), rel=1e-5)
+        assert losses(folder / f"nodes-{name}-resumed") == losses(folder / f"nodes-{name}")
+        found = load_file(folder / f"nodes-{name}" / "model.safetensors")
+        for key, tensor in expected.items():
+            assert torch.allclose(found[key], tensor, atol=1e-4), (name, key)
