@@ -246,5 +246,5 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     # Not torch.manual_seed: it writes down the stack for each kind of device that is not there, which takes more than
     # all else that the loop does between two steps.
     torch.default_generator.manual_seed(number)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(number)

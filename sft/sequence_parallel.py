@@ -67,21 +67,21 @@ def tokens_to_heads(states: Sequence[Tensor], group: SequenceGroup) -> list[Tens
     Tokens are in the order of the ranks; heads are a multiple of the group's size, the first ones rank 0's.
     """
     size = group.size
-    parts = [state.unflatten(1, (size, -1)).movedim(1, 0) for state in states]
+    parts = [state.unflatten(1, (size, -1)).movedim(1, 0) for state in states]  # type: ignore[no-untyped-call]
     received = _exchanged(parts, group)
     return [part.movedim(0, 2).flatten(2, 3) for part in received]
 
 
 def heads_to_tokens(output: Tensor, group: SequenceGroup) -> Tensor:
     """(rows, tokens, own heads, head size) → (rows, own tokens, heads, head size): the way back."""
-    (received,) = _exchanged([output.unflatten(1, (group.size, -1)).movedim(1, 0)], group)
+    (received,) = _exchanged([output.unflatten(1, (group.size, -1)).movedim(1, 0)], group)  # type: ignore[no-untyped-call]
     return received.movedim(0, 2).flatten(2, 3)
 
 
 def _exchanged(parts: Sequence[Tensor], group: SequenceGroup) -> list[Tensor]:
     """Tensors whose entry j is for rank j → tensors of the same shapes whose entry j is from rank j."""
     flat = torch.cat([part.flatten(1) for part in parts], dim=1)
-    pieces = _AllToAll.apply(flat, group.process_group).split([part[0].numel() for part in parts], dim=1)
+    pieces = _AllToAll.apply(flat, group.process_group).split([part[0].numel() for part in parts], dim=1)  # type: ignore[no-untyped-call]
     return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
@@ -89,14 +89,14 @@ class _AllToAll(torch.autograd.Function):
     """Entry j of the input goes to rank j, entry j of the output comes from it; so do their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, sent: Tensor, process_group: Any) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, sent: Tensor, process_group: Any) -> Tensor:
         ctx.process_group = process_group
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=process_group)
         return received
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         returned = torch.empty_like(gradient, memory_format=torch.contiguous_format)
         dist.all_to_all_single(returned, gradient.contiguous(), group=ctx.process_group)
         return returned, None

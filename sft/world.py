@@ -117,7 +117,7 @@ def sequence_group(rank: int, size: int, timeout_s: int) -> SequenceGroup:
     """
     if size == 1:
         return SequenceGroup()
-    process_group, _ = dist.new_subgroups(group_size=size, timeout=timedelta(seconds=timeout_s))
+    process_group, _ = dist.new_subgroups(group_size=size, timeout=timedelta(seconds=timeout_s))  # type: ignore[no-untyped-call]
     return SequenceGroup(rank % size, size, process_group)
 
 
