@@ -46,7 +46,8 @@ def tiled(function: Callable[..., Any], tile_tokens: int, states: Tensor, *args:
         states: (…, tokens, width).
         args: for every tile the same, as are the named ones.
     """
-    tiles = states.split(tile_tokens, dim=-2)  # type: ignore[no-untyped-call]
+    # Contiguous, as whole rows are: blocks may ask for a view of their tokens. A single row's tiles are so already.
+    tiles = [tile.contiguous() for tile in states.split(tile_tokens, dim=-2)]  # type: ignore[no-untyped-call]
     if len(tiles) == 1:
         return function(states, *args, **kwargs)
     if not torch.is_grad_enabled():
