@@ -74,14 +74,16 @@ def tokens_to_heads(states: Sequence[Tensor], group: SequenceGroup) -> list[Tens
 
 def heads_to_tokens(output: Tensor, group: SequenceGroup) -> Tensor:
     """(rows, tokens, own heads, head size) → (rows, own tokens, heads, head size): the way back."""
-    (received,) = _exchanged([output.unflatten(1, (group.size, -1)).movedim(1, 0)], group)  # type: ignore[no-untyped-call]
+    parts = output.unflatten(1, (group.size, -1)).movedim(1, 0)  # type: ignore[no-untyped-call]
+    (received,) = _exchanged([parts], group)
     return received.movedim(0, 2).flatten(2, 3)
 
 
 def _exchanged(parts: Sequence[Tensor], group: SequenceGroup) -> list[Tensor]:
     """Tensors whose entry j is for rank j → tensors of the same shapes whose entry j is from rank j."""
     flat = torch.cat([part.flatten(1) for part in parts], dim=1)
-    pieces = _AllToAll.apply(flat, group.process_group).split([part[0].numel() for part in parts], dim=1)  # type: ignore[no-untyped-call]
+    received = _AllToAll.apply(flat, group.process_group)  # type: ignore[no-untyped-call]
+    pieces = received.split([part[0].numel() for part in parts], dim=1)
     return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
