@@ -273,6 +273,7 @@ def scale(folder: Path, world: World) -> None:
             continue  # the first run is there to encode the data
         label = f"{name}-{world.size}-{num_steps}-{data}"
         settings = {"max_steps": num_steps, "per_device_train_batch_size": 1, **encoded, **ENGINES[name]}
+        settings["logging_steps"] = 100
         args = tiny_args(folder / f"{data}.jsonl", runs / label, **settings)
         with counting(folder) as counts:
             train_in_world(args, world)
