@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +145,10 @@ def _with_adapters(model: Any, args: Args) -> Any:
     )
     torch.manual_seed(args.seed)
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft asks by a name that transformers has given up.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         problem = Problem("lora.target_modules", lora.target_modules, "name layers of the model", str(error))
         raise SettingsError(problem) from error

@@ -28,6 +28,7 @@ RUN_BY = {
     "python -m launch cancel": "test_launcher_commands",
     "python -m sft inspect conversations.jsonl --config run.yaml": "test_looking_at_data",
     "python -m sft audit run.yaml --html audit.html": "test_looking_at_data",
+    "python -m sft estimate run.yaml --nodes 2 --procs-per-node 8 --memory-gib 80": "test_estimate",
     "tensorboard --logdir runs": "test_launcher_commands",
     "torchrun --nproc-per-node 2 sft/train.py --config run.yaml": "test_torchrun_by_hand",
     "deepspeed --num_gpus 2 sft/train.py --config run.yaml --deepspeed ds_configs/zero2.json": "test_deepspeed_by_hand",
@@ -104,6 +105,13 @@ def test_looking_at_data(settings: Path, environment: dict[str, str]) -> None:
     assert "⟦" in run([*sft, "inspect", "conversations.jsonl", "--config", "run.yaml"], folder, environment)
     assert "One epoch" in run([*sft, "audit", "run.yaml", "--html", "audit.html"], folder, environment)
     assert "<svg" in (folder / "audit.html").read_text()
+
+
+def test_estimate(settings: Path, environment: dict[str, str]) -> None:
+    environment["PYTHONPATH"] = str(ROOT)
+    words = [sys.executable, "-m", "sft", "estimate", "run.yaml"]
+    options = ["--nodes", "2", "--procs-per-node", "8", "--memory-gib", "80"]
+    assert "take DDP" in run([*words, *options], settings.parent, environment)
 
 
 def test_torchrun_by_hand(settings: Path, environment: dict[str, str]) -> None:
