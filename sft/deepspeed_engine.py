@@ -19,6 +19,7 @@ from sft.metering import StepTimer
 from sft.optimizer import set_learning_rate
 from sft.world import World
 from strict_settings import Problem, SettingsError
+from strict_settings import Problem, SettingsError
 
 
 def complete_config(
@@ -52,6 +53,16 @@ def complete_config(
 def zero_stage(config: dict[str, Any]) -> int:
     """The ZeRO stage that a configuration asks for."""
     return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def refuse_tiles_under_zero3(config: dict[str, Any], args: Args) -> None:
+    """
+    Raises:
+        SettingsError: stage 3 gathers weights anew for every tile, and ranks with rows of unlike length have not as many.
+    """
+    if args.mlp_tile_tokens is not None and zero_stage(config) == 3:
+        rule, remedy = "not be given with ZeRO-3", "Leave it out, or take fsdp or ZeRO-2."
+        raise SettingsError(Problem("mlp_tile_tokens", args.mlp_tile_tokens, rule, remedy))
 
 
 @contextlib.contextmanager
