@@ -19,7 +19,6 @@ from sft.metering import StepTimer
 from sft.optimizer import set_learning_rate
 from sft.world import World
 from strict_settings import Problem, SettingsError
-from strict_settings import Problem, SettingsError
 
 
 def complete_config(
