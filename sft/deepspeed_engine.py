@@ -57,7 +57,7 @@ def zero_stage(config: dict[str, Any]) -> int:
 def refuse_tiles_under_zero3(config: dict[str, Any], args: Args) -> None:
     """
     Raises:
-        SettingsError: stage 3 gathers weights anew for every tile, and ranks with rows of unlike length have not as many.
+        SettingsError: stage 3 gathers weights for every tile, and ranks with unlike rows have not as many.
     """
     if args.mlp_tile_tokens is not None and zero_stage(config) == 3:
         rule, remedy = "not be given with ZeRO-3", "Leave it out, or take fsdp or ZeRO-2."
