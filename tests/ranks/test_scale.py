@@ -11,7 +11,7 @@ from test_engines import run_scenario
 
 pytestmark = pytest.mark.ranks
 WORLDS = (1, 2, 4)
-ENGINES = ("ddp", "fsdp2", "zero2")
+ENGINES = ("ddp", "zero2", "zero3")  # not FSDP2: torch's profiler holds parameters that it then cannot exchange
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     for world_size in WORLDS:
         run_scenario("scale", folder, world_size)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("counts-*.json"))]
-    assert len(found) == (1 + 2 * len(ENGINES)) * 2 * sum(WORLDS)
+    assert len(found) == 4 * 2 * sum(WORLDS)
     return found
 
 
@@ -30,22 +30,26 @@ def of(counts: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
 
 
 def per_step(counts: list[dict[str, Any]], **wanted: Any) -> set[tuple[Any, ...]]:
-    """What four more steps add on each rank: (collectives by kind, numbers in them, store keys, opens)."""
+    """What two more steps add on each rank: (collectives by kind, numbers in them, store keys, opens)."""
     found = set()
-    for longer in of(counts, steps=7, **wanted):
+    for longer in of(counts, steps=4, **wanted):
         key = {name: longer[name] for name in ("engine", "world", "data", "rank")}
-        (shorter,) = of(counts, steps=3, **key)
+        (shorter,) = of(counts, steps=2, **key)
         kinds = longer["collectives"].keys() | shorter["collectives"].keys()
         more = {kind: longer["collectives"].get(kind, 0) - shorter["collectives"].get(kind, 0) for kind in kinds}
         found.add(
             (
-                tuple(sorted((kind, number / 4) for kind, number in more.items() if number)),
-                (longer["sent_numbers"] - shorter["sent_numbers"]) / 4,
+                tuple(sorted((kind, number / 2) for kind, number in more.items() if number)),
+                (longer["sent_numbers"] - shorter["sent_numbers"]) / 2,
                 longer["store_keys"] - shorter["store_keys"],
-                sum(longer["opens"].values()) - sum(shorter["opens"].values()),
+                _num_columns_opened(longer) - _num_columns_opened(shorter),
             )
         )
     return found
+
+
+def _num_columns_opened(counts: dict[str, Any]) -> int:
+    return sum(number for name, number in counts["opens"].items() if name.endswith(".bin"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -59,21 +63,15 @@ def test_a_step_asks_for_the_same_whatever_the_world_the_rank_and_the_data(
 
 
 def test_a_step_of_ddp_is_one_collective_for_gradients_and_one_number_for_the_log(counts: list[dict[str, Any]]) -> None:
-    ((alone, num_alone, *_),) = per_step(counts, engine="ddp", world=1)
-    ((collectives, num_sent, *_),) = per_step(counts, engine="ddp", world=4)
+    ((alone, num_alone),) = {step[:2] for step in per_step(counts, engine="ddp", world=1)}
+    ((collectives, num_sent),) = {step[:2] for step in per_step(counts, engine="ddp", world=4)}
     assert alone == (("gloo:all_reduce", 1.0),)
     assert collectives == (("gloo:all_reduce", 2.0),)
     assert num_sent == num_alone + 1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_rank_opens_as_many_files_for_much_data_in_a_large_world(counts: list[dict[str, Any]], engine: str) -> None:
-    """Encoded data is opened once by each rank."""
-    opens = {
-        (each["world"], each["data"]): {name: number for name, number in each["opens"].items() if ".bin" in name}
-        for each in of(counts, engine=engine, steps=7)
-    }
-    assert opens[1, "few"]
-    assert all(found == opens[1, "few"] for found in opens.values())
-    others = {sum(each["opens"].values()) for each in of(counts, engine=engine, steps=7) if each["rank"] > 0}
+def test_a_rank_opens_as_many_files_for_much_data_in_a_large_world(counts: list[dict[str, Any]]) -> None:
+    """Each column of the encoded data once; the run of 4 steps finds them encoded."""
+    assert {_num_columns_opened(each) for each in of(counts, steps=4)} == {7}
+    others = {sum(each["opens"].values()) for each in of(counts, steps=4) if each["rank"] > 0}
     assert len(others) == 1
