@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,10 @@ class Plan:
         per_epoch = steps_per_epoch(rows.num_rows, rows_per_step)
         num_steps = args.max_steps or max(1, math.ceil(args.num_train_epochs * per_epoch))
         return cls(num_documents, rows, rows_per_step, per_epoch, num_steps, args.eval_steps or per_epoch)
+
+    def record(self, step: int, found: Mapping[str, Any], elapsed_s: float) -> dict[str, Any]:
+        """What was found at a step, as the log has it."""
+        return {"step": step, "epoch": step / self.steps_per_epoch, **found, "elapsed_s": elapsed_s}
 
     def identity(self, args: Args) -> dict[str, Any]:
         """What must be the same for a checkpoint to be taken up: the data's order and the learning rate's course."""
@@ -133,19 +137,9 @@ def train(
             elapsed_s=time.monotonic() - started,
         )
         if step % args.logging_steps == 0 or step in (1, plan.num_steps):
-            history.log_step(
-                {
-                    "step": step,
-                    "epoch": step / plan.steps_per_epoch,
-                    "loss": loss,
-                    "learning_rate": learning_rate,
-                    "grad_norm": grad_norm,
-                    "num_tokens": state.num_tokens,
-                    "num_trained_tokens": state.num_trained_tokens,
-                    **meter.record(),
-                    "elapsed_s": state.elapsed_s,
-                }
-            )
+            totals = {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_trained_tokens}
+            found = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, **totals, **meter.record()}
+            history.log_step(plan.record(step, found, state.elapsed_s))
         history.advance(step)
 
         is_best = False
@@ -154,15 +148,8 @@ def train(
                 eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world, collation)
             require_finite("eval_loss", eval_loss)
             state, is_best = after_evaluation(state, eval_loss)
-            history.log_eval(
-                {
-                    "step": step,
-                    "epoch": step / plan.steps_per_epoch,
-                    "eval_loss": eval_loss,
-                    "num_trained_tokens": num_eval_tokens,
-                    "elapsed_s": time.monotonic() - started,
-                }
-            )
+            found = {"eval_loss": eval_loss, "num_trained_tokens": num_eval_tokens}
+            history.log_eval(plan.record(step, found, time.monotonic() - started))
         if (args.save_steps and step % args.save_steps == 0) or (is_best and args.load_best_model_at_end):
             with timer("checkpoint"):
                 checkpoints.save(engine, state)
