@@ -24,8 +24,10 @@ def shard_of(batch: Batch, group: SequenceGroup) -> Batch:
         batch: the whole one; every rank of the group has the same.
         group: the ranks that share it.
     """
+    if group.size == 1:
+        return batch
     layout = batch.layout
-    if group.size == 1 or layout is None or batch.position_ids is None or batch.predicting is None:
+    if layout is None or batch.position_ids is None or batch.predicting is None:
         return batch
     num_tokens = batch.input_ids.shape[1]
     num_own = -(-num_tokens // group.size)
