@@ -268,7 +268,7 @@ def scale(folder: Path, world: World) -> None:
     """What each rank asks for in runs of 2 and of 4 steps: for each engine on little data, for one on much as well."""
     runs = folder.parent / f"{folder.name}-runs"
     shared: dict[str, Any] = {"dataset_cache_dir": str(folder / "cache"), "dataset_num_proc": 1, "logging_steps": 100}
-    for name, data in (("ddp", "few"), ("ddp", "many"), ("zero2", "few"), ("zero3", "few")):
+    for name, data in (("ddp", "few"), ("ddp", "many"), ("zero2", "few")):
         for num_steps in (2, 4):
             label = f"{name}-{world.size}-{num_steps}-{data}"
             settings = {"max_steps": num_steps, "per_device_train_batch_size": 1, **shared, **ENGINES[name]}

@@ -11,7 +11,7 @@ from test_engines import run_scenario
 
 pytestmark = pytest.mark.ranks
 WORLDS = (1, 2, 4)
-ENGINES = ("ddp", "zero2", "zero3")  # not FSDP2: torch's profiler holds parameters that it then cannot exchange
+ENGINES = ("ddp", "zero2")  # not FSDP2: with torch's profiler on, it cannot exchange its parameters
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     for world_size in WORLDS:
         run_scenario("scale", folder, world_size)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("counts-*.json"))]
-    assert len(found) == 4 * 2 * sum(WORLDS)
+    assert len(found) == 3 * 2 * sum(WORLDS)
     return found
 
 
@@ -30,7 +30,8 @@ def of(counts: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
 
 
 def per_step(counts: list[dict[str, Any]], **wanted: Any) -> set[tuple[Any, ...]]:
-    """What two more steps add on each rank: (collectives by kind, numbers in them, store keys, opens)."""
+    """What two more steps add on each rank: (collectives by kind, numbers in them, keys in the store since the run
+    began, opened columns)."""
     found = set()
     for longer in of(counts, steps=4, **wanted):
         key = {name: longer[name] for name in ("engine", "world", "data", "rank")}
@@ -41,7 +42,7 @@ def per_step(counts: list[dict[str, Any]], **wanted: Any) -> set[tuple[Any, ...]
             (
                 tuple(sorted((kind, number / 2) for kind, number in more.items() if number)),
                 (longer["sent_numbers"] - shorter["sent_numbers"]) / 2,
-                longer["store_keys"] - shorter["store_keys"],
+                longer["store_keys"],
                 _num_columns_opened(longer) - _num_columns_opened(shorter),
             )
         )
@@ -56,10 +57,12 @@ def _num_columns_opened(counts: dict[str, Any]) -> int:
 def test_a_step_asks_for_the_same_whatever_the_world_the_rank_and_the_data(
     counts: list[dict[str, Any]], engine: str
 ) -> None:
-    (step,) = per_step(counts, engine=engine, world=2) | per_step(counts, engine=engine, world=4)
-    collectives, _, store_keys, opens = step
-    assert collectives
+    by_world = {world: per_step(counts, engine=engine, world=world) for world in WORLDS[1:]}
+    assert len({(kinds, keys, opens) for steps in by_world.values() for kinds, _, keys, opens in steps}) == 1
+    ((kinds, numbers_of_two, store_keys, opens),), ((_, numbers_of_four, _, _),) = by_world[2], by_world[4]
+    assert kinds
     assert (store_keys, opens) == (0, 0)
+    assert numbers_of_four <= numbers_of_two  # what is sharded is smaller in each of more ranks
 
 
 def test_a_step_of_ddp_is_one_collective_for_gradients_and_one_number_for_the_log(counts: list[dict[str, Any]]) -> None:
