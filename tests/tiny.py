@@ -27,6 +27,19 @@ QWEN3 = {
     "tie_word_embeddings": True,
 }
 
+ANY_SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""A tiny configuration that every architecture takes."""
+
 
 def write_conversations(path: Path, num_rows: int, seed: int = 0) -> Path:
     """A JSONL file of conversations of very unequal length."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from spawned import spawn
+from tiny import ANY_SIZES
 from torch import Tensor
 
 from sft.attention import use_document_attention
@@ -28,17 +29,6 @@ from strict_settings import SettingsError
 
 pytestmark = pytest.mark.ranks
 
-BASE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 4},
     "mistral": {"sliding_window": 5},
@@ -56,7 +46,7 @@ def model_of(model_type: str, **changes: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**BASE, "initializer_range": 0.3, **changes})
+    config = AutoConfig.for_model(model_type, **{**ANY_SIZES, "initializer_range": 0.3, **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     use_document_attention(model)
     return model

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import ANY_SIZES
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,17 +23,6 @@ from sft.world import World
 from strict_settings import SettingsError
 
 WORLD = World(0, 0, 1, torch.device("cpu"))
-BASE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -58,7 +48,7 @@ def model_of(model_type: str, **changes: Any) -> Any:
     """A tiny model with weights large enough for a document to see what is before it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = STATEFUL.get(model_type) or {**BASE, **MODELS[model_type]}
+    settings = STATEFUL.get(model_type) or {**ANY_SIZES, **MODELS[model_type]}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(model_type, **{**settings, **changes}), dtype=torch.float32
@@ -183,7 +173,7 @@ def test_attention_with_something_else_in_it_is_left_to_the_model(capsys: pytest
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 5}
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model("gpt_oss", **{**BASE, **experts})  # with an attention sink per head
+    config = AutoConfig.for_model("gpt_oss", **{**ANY_SIZES, **experts})  # with an attention sink per head
     engine = engine_of(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     assert prepare_model(engine, Args(), WORLD) == "padded"
     assert "attention with s_aux is not computed per document; rows are padded" in capsys.readouterr().out
