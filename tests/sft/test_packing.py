@@ -112,9 +112,9 @@ def test_rows_are_full(kind: str) -> None:
 
 def test_the_first_row_of_ten_million_documents_takes_no_time() -> None:
     lengths = np.random.default_rng(0).integers(10, 4000, 10_000_000, dtype=np.int32)
-    started = time.monotonic()
+    started = time.process_time()
     (row,) = TrainingRows(len(lengths), 7, lengths, 4096).between(0, 0, 1)
-    assert time.monotonic() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert 0 < lengths[row].sum() <= 4096
 
 

@@ -55,17 +55,17 @@ def test_no_more_is_made_than_may_wait_and_closing_ends_the_thread() -> None:
 
 
 def test_items_are_made_while_the_caller_computes() -> None:
-    """Ten items of 50 ms beside ten computations of 50 ms: one after the other they would take a second."""
+    made = [threading.Event() for _ in range(3)]
 
     def items() -> Iterator[int]:
-        for number in range(10):
-            time.sleep(0.05)
+        for number, event in enumerate(made):
+            event.set()
             yield number
 
-    started = time.monotonic()
-    for _ in prefetched(items()):
-        time.sleep(0.05)
-    assert time.monotonic() - started < 0.9
+    iterator = prefetched(items())
+    assert next(iterator) == 0
+    assert made[1].wait(timeout=60)  # though nobody has asked for it
+    assert list(iterator) == [1, 2]
 
 
 @pytest.mark.parametrize("collation", ["flat", "packed", "padded"])
