@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,15 @@ def test_nothing_outlives_a_killed_part(launch: Launcher, victim: str) -> None:
     assert code in {"torch.distributed.run": (137,), "launch.agent": (137, 143), "launch.local": (143,)}[victim]
 
 
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """Processes started meanwhile heed SIGINT, also where these tests were started to ignore it, as by `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_ctrl_c_while_waiting_leaves_the_job(launch: Launcher) -> None:
     command = [sys.executable, "-m", "launch", "submit", "--executor", "local", "--script", "probe.py", "--name", "x"]
     with subprocess.Popen(
