@@ -30,7 +30,7 @@ from sft.sources import read_rows, source_files, unparsed_rows
 from sft.storage import new_folder, storage_errors
 from sft.token_columns import MANIFEST, TokenColumns, read_manifest, write_columns
 
-ENCODER_VERSION = 3
+ENCODER_VERSION = 4
 """To be raised with every change that changes tokens, masks or columns."""
 ROWS_PER_BLOCK = 8192
 POLL_S = 0.5

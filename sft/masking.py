@@ -166,7 +166,7 @@ class Masker:
         form = form_of(conversation, weights)
         if form is None or self.options.train_on == "all" or len(self._plans) >= MAX_FORMS:
             return
-        if any(ESCAPED in document.notes for document in documents):
+        if any(note in document.notes for note in (ESCAPED, JOINED) for document in documents):
             return  # an exception: the next of its form is as good a model
         found = []
         for rendition, tokens, document in zip(renditions, tokenized, documents, strict=True):

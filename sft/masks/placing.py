@@ -92,7 +92,7 @@ class Placing:
             has_history,
             has_header,
             stop is not None,
-            next(iter(sorted(within & self._control.ends)), None),
+            min(within & self._control.ends, default=None),
             bool(within & (self._control.learned_ends | {stop})),
         )
 

@@ -308,3 +308,17 @@ def test_a_template_without_an_end_is_refused_before_the_first_row(monkeypatch: 
     endless = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
     with pytest.raises(MaskError, match=r"the chat template takes longer than 0\.2 s"):
         Masker(tokenizer(chatml(HEADED) + endless))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)], ids=["joined first", "joined second"])
+def test_a_joined_token_is_told_of_its_own_row_only(order: tuple[int, ...]) -> None:
+    loaded = tokenizer("{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}")
+    talks = [talk(("user", "q"), ("assistant", answer)) for answer in ("the", "7", "8")]
+    masker = Masker(loaded)
+    found = {index: masker.encode([talks[index]])[0] for index in order}
+    notes = {index: made[0].notes for index, made in found.items() if isinstance(made, list)}
+    assert {index: any("a token joins" in note for note in notes[index]) for index in order} == {
+        0: True,
+        1: False,
+        2: False,
+    }
