@@ -130,7 +130,8 @@ def cancel(arguments: argparse.Namespace) -> int:
     if not watch.has_ended():
         effects.cancel(run)
         deadline = time.monotonic() + CANCEL_TIMEOUT_S
-        while not watch.has_ended() and time.monotonic() < deadline:
+        # The last record of a rank comes before the end of what wrote it: the nodes are free a little later.
+        while (not watch.has_ended() or effects.is_running(run)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
     state = watch.now().state
     print(f"{run.name}: {state}")

@@ -180,6 +180,11 @@ def executor_view(run: Run) -> View:
     return View("running" if _supervisor_lives(submission) else "ended")
 
 
+def is_running(run: Run) -> bool:
+    """Whether the executor still holds something of the run: processes here, nodes on a cluster."""
+    return executor_view(run).presence == "running"
+
+
 def _supervisor_lives(submission: Mapping[str, Any]) -> bool:
     ticks = processes.start_ticks(int(submission["pid"]))
     return ticks is not None and ticks == submission["start_ticks"]
