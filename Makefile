@@ -1,6 +1,7 @@
 # make demo    train a small model on two nodes, and ask it a question (a few minutes, with the installation)
 # make check   lint, types and the tests of one process (under two minutes)
 # make test    everything, on a real Slurm cluster of this machine where it may be installed (root on Debian)
+# make soak    the long faults: random ones over a run, races, thousands of corruptions (an hour)
 # make lab     start that cluster for use by hand; make lab-down ends it
 
 PYTHON ?= python3
@@ -9,15 +10,15 @@ READY := .venv/.installed
 # Tests of one process share the cores; those that start ranks or clusters take the machine for themselves.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check lint unit lab lab-down clean
+.PHONY: demo test soak check lint unit lab lab-down clean
 
 demo: $(READY)
 	$(BIN)/python -m sft.quickstart.demo
 
 test: $(READY) lint
 	-$(BIN)/python slurm/lab/lab.py install
-	$(BIN)/python -m pytest $(PARALLEL) -m "not ranks and not cluster"
-	$(BIN)/python -m pytest -m "ranks or cluster"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ranks and not cluster and not soak"
+	$(BIN)/python -m pytest -m "(ranks or cluster) and not soak"
 
 check: lint unit
 
@@ -27,7 +28,11 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest $(PARALLEL) -m "not ranks and not cluster and not oracle"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ranks and not cluster and not oracle and not soak"
+
+soak: $(READY)
+	-$(BIN)/python slurm/lab/lab.py install
+	$(BIN)/python -m pytest -m soak --timeout 3600
 
 lab: $(READY)
 	$(BIN)/python slurm/lab/lab.py install
