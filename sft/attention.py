@@ -38,6 +38,8 @@ class Layout:
     """Where each document begins and the last one ends, int32 (what FlashAttention calls cu_seqlens)."""
     group: SequenceGroup = field(default_factory=SequenceGroup, compare=False)
     """The ranks that share the row's tokens."""
+    read: Tensor | None = field(default=None, compare=False)
+    """Tokens of the row whose last state is read; None for all."""
     masks: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Masks that layers share, made at first use."""
 

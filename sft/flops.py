@@ -10,7 +10,8 @@ Two conventions are given, for there are two kinds of published figures:
 - **PaLM** (Chowdhery et al., 2022, appendix B): 6 N per token with the output layer at every position, and attention as
   if it looked both ways.
 
-What gradient checkpointing computes again is in neither: this is for model FLOPs utilisation (MFU).
+What gradient checkpointing computes again is in neither: this is for model FLOPs utilisation (MFU). Nor is taken off
+what `sft/last_layer.py` leaves out, at most one layer's weights for the tokens that predict nothing trained.
 """
 
 from __future__ import annotations

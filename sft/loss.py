@@ -7,6 +7,7 @@ rest of a small model, and most tokens of a conversation are not trained.
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def _inputs(batch: Batch) -> dict[str, Any]:
     if batch.layout is not None:
         # transformers passes a mask of four dimensions on as it is, and makes none; the layout says who sees whom.
         inputs["attention_mask"] = torch.zeros((1, 1, 1, 1), device=batch.input_ids.device)
-        inputs["documents"] = batch.layout
+        inputs["documents"] = replace(batch.layout, read=batch.predicting)
     return inputs
 
 

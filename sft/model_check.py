@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sft.attention import transformers_model, use_document_attention
-from sft.batching import collate, collate_flat
+from sft.batching import Batch, collate, collate_flat
 from sft.config import Args
 from sft.documents import Document
 from sft.engine import Engine, compile_layers
+from sft.last_layer import shorten_last_layer
 from sft.output_layer import output_layer_of
 from sft.packing_check import refuse_if_packing_leaks, stateful_part
 from sft.sequence_check import refuse_if_shards_differ, refused
@@ -48,6 +49,8 @@ def prepare_model(engine: Engine, args: Args, world: World) -> Collation:
         collation = _collation(engine, args, world)
         if reason := _why_not_in_tiles(engine, collation, world):
             _say(world, f"output layer: by the model's own forward, since {reason}")
+        if collation == "flat" and not args.compile:  # a compiled layer should meet the same shapes at each step
+            _shorten_last_layer(engine, world)
     finally:
         engine.model.train(was_training)
     if args.compile:  # not before: what is tried here would be compiled too
@@ -147,8 +150,7 @@ def _why_not_in_tiles(engine: Engine, collation: Collation, world: World) -> str
     layer = output_layer_of(transformers_model(engine.model))
     if layer is None:
         return "the output layer is no plain linear layer"
-    documents = [document for pair in _documents(engine.model.config, _OTHER) for document in pair]
-    batch = (collate_flat if collation == "flat" else collate)(documents, 0).to(world.device)
+    batch = _few_trained(engine, collation, world)
     expected = float(engine.evaluate(batch))
     module.output_layer = layer
     try:
@@ -162,6 +164,29 @@ def _why_not_in_tiles(engine: Engine, collation: Collation, world: World) -> str
         module.output_layer = None
         return reason or "another rank found that the loss differs"
     return None
+
+
+def _few_trained(engine: Engine, collation: Collation, world: World) -> Batch:
+    """A batch of short documents, of which only some tokens are trained."""
+    documents = [document for pair in _documents(engine.model.config, _OTHER) for document in pair]
+    return (collate_flat if collation == "flat" else collate)(documents, 0).to(world.device)
+
+
+def _shorten_last_layer(engine: Engine, world: World) -> None:
+    """Leaves out of the last decoder layer what is of no consequence for the loss, where that is so."""
+    batch = _few_trained(engine, "flat", world)
+    expected = float(engine.evaluate(batch))
+    layers = engine.model.config.get_text_config().num_hidden_layers
+    shortened = shorten_last_layer(transformers_model(engine.model).base_model, layers)
+    if shortened is None:
+        return
+    try:
+        is_half = engine.logits(batch).dtype != torch.float32
+        is_same = abs(float(engine.evaluate(batch)) - expected) <= (1e-2 if is_half else 1e-5) * abs(expected)
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):  # a part of it is of another kind
+        is_same = False
+    if world.any(not is_same):
+        shortened.remove()
 
 
 def _say(world: World, text: str) -> None:

@@ -90,6 +90,11 @@ def by_hand(model: Any, batch: list[Document]) -> tuple[float, dict[str, Tensor]
     return loss_sum, _taken_gradients(model)
 
 
+def shortened(model: Any) -> list[str]:
+    """The parts of the model's last layer that leave out tokens which predict nothing trained."""
+    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
 def _taken_gradients(model: Any) -> dict[str, Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -119,6 +124,7 @@ def test_all_documents_in_one_row_give_the_loss_and_gradients_of_one_at_a_time(
     engine = engine_of(model)
     assert prepare_model(engine, Args(), WORLD) == "flat"
     assert engine.loss_module.output_layer is not None
+    assert shortened(model)
     assert capsys.readouterr().out == ""
     for parts in ([batch], [batch[:3], batch[3:]], [[document] for document in batch]):
         collated = [collate_flat(part, 0) for part in parts]
@@ -249,6 +255,33 @@ def test_adapters_get_the_gradients_of_padded_rows(targets: Any) -> None:
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     assert_same(found[1][1], found[0][1])
     assert all("lora" in name for name in found[0][1])
+
+
+def test_the_last_layer_leaves_out_tokens_that_predict_nothing_trained() -> None:
+    model, seen = model_of("qwen3"), []
+    last = model.model.layers[-1]
+    engine = engine_of(model)
+    prepare_model(engine, Args(), WORLD)
+    assert [name.removeprefix("model.layers.1.") for name in shortened(model)[1:]] == [
+        "self_attn.q_proj", "self_attn.o_proj", "mlp",
+    ]  # fmt: skip
+    last.mlp.gate_proj.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[-2]))
+    batch = collate_flat(documents(*LENGTHS), 0)
+    engine.evaluate(batch)
+    assert seen == [batch.num_trained_tokens] != [batch.input_ids.numel()]
+    with torch.no_grad():
+        model(input_ids=batch.input_ids)  # by anybody else: all of it
+    assert seen[1:] == [batch.input_ids.numel()]
+
+
+def test_a_last_layer_that_looks_at_other_tokens_is_left_whole() -> None:
+    model = model_of("qwen3")
+    block = model.model.layers[-1].mlp
+    forward = block.forward
+    block.forward = lambda states: forward(states) + states.mean(-2, keepdim=True)
+    engine = engine_of(model)
+    prepare_model(engine, Args(attn_implementation="auto"), WORLD)
+    assert len(shortened(model)) == 1  # this test's own
 
 
 def test_recomputed_layers_and_half_precision_give_the_same_within_their_rounding() -> None:
