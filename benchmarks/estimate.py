@@ -61,10 +61,18 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
         f"ZeRO-{stage}, bf16": (2, {"deepspeed": str(ROOT / f"ds_configs/zero{stage}.json"), "bf16": True})
         for stage in (1, 2, 3)
     },
-    "ZeRO-2, accumulation": (
-        2,
-        {"deepspeed": str(ROOT / "ds_configs/zero2.json"), "gradient_accumulation_steps": 2},
-    ),
+    **{
+        f"ZeRO-{stage}, accumulation": (
+            2,
+            {"deepspeed": str(ROOT / f"ds_configs/zero{stage}.json"), "gradient_accumulation_steps": 2},
+        )
+        for stage in (1, 2)
+    },
+    "FSDP, accumulation": (2, {"fsdp": True, "gradient_accumulation_steps": 2}),
+    **{
+        f"ZeRO-0, {name}": (1, {"deepspeed": str(ROOT / "ds_configs/zero0.json"), **chosen})
+        for name, chosen in (("bf16", {"bf16": True}), ("accumulation", {"gradient_accumulation_steps": 2}))
+    },
 }
 """Name → (processes, settings)."""
 NUM_STEPS = 3

@@ -18,6 +18,8 @@ from sft.memory_trace import Moment, Trace
 
 DDP_BUCKET_BYTES = 25 * 2**20
 """What DistributedDataParallel reduces at once, by default."""
+ZERO0_BUCKET = 500_000_000
+"""Elements that DeepSpeed's stage 0 reduces at once."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Sharing:
     """DeepSpeed's `stage3_max_live_parameters`, and the distance at which it lets go of a weight."""
     prefetch: int = 50_000_000
     """DeepSpeed's `stage3_prefetch_bucket_size`."""
+    hpz_size: int = 1
+    """DeepSpeed's `zero_hpz_partition_size`: ranks that share a second copy of the weights; 1: there is none."""
 
     @classmethod
     def of_deepspeed(cls, name: str, config: Mapping[str, Any]) -> Sharing:
@@ -70,6 +74,7 @@ class Sharing:
             num_buckets=2 if (stage == 3 if overlaps is None else overlaps) else 1,
             live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
             prefetch=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
+            hpz_size=int(zero.get("zero_hpz_partition_size", 1)),
         )
 
 
@@ -124,8 +129,9 @@ def peak(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Peak
 
 
 def weights_in_bf16(sharing: Sharing, *, bf16: bool) -> bool:
-    """Whether layers compute with bfloat16 weights; plain torch keeps float32 and casts while it computes."""
-    return bf16 and (sharing.zero_stage is not None or sharing.fsdp)
+    """Whether layers compute with bfloat16 weights; plain torch, and DeepSpeed as we set its stage 0, keep float32 and
+    cast while they compute."""
+    return bf16 and (bool(sharing.zero_stage) or sharing.fsdp)
 
 
 def _replicated(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
@@ -152,20 +158,21 @@ def _fsdp(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Ite
         # The last layer's forward pass is over, its backward pass has not begun: no layer is whole.
         gathered = outer + (layers if done else 0)
         unreduced = (4 + compute) * min(done, sizes.largest_layer)
-        gradients = whole if setting.num_micro_batches > 1 else round(4 * done * share)
+        # They are scattered in the last micro-batch alone; until then every rank adds up all of them.
+        gradients = 4 * sizes.trained if setting.num_micro_batches > 1 else round(4 * done * share)
         yield _peak(fixed, moment, gradients=gradients, buffers=gathered + unreduced)
     yield _peak(fixed, gradients=whole)
 
 
 def _zero0(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
-    """DeepSpeed without sharding; in bfloat16 it keeps float32 weights and gradients beside."""
-    size = 2 if setting.bf16 else 4
-    fixed = {"weights": size * sizes.total, "optimizer states": 8 * sizes.trained}
-    if setting.bf16:
-        fixed["weights"] += 4 * sizes.trained
+    """DeepSpeed without sharding, with float32 weights as `deepspeed_engine.complete_config` asks for."""
+    fixed = {"weights": 4 * sizes.total, "optimizer states": 8 * sizes.trained}
+    whole = 4 * sizes.trained
     for moment in trace.moments:
-        yield _peak(fixed, moment, gradients=(4 if setting.bf16 else 0) * sizes.trained + size * moment.num_gradients)
-    yield _peak(fixed, gradients=4 * sizes.trained)
+        yield _peak(fixed, moment, gradients=whole if setting.num_micro_batches > 1 else 4 * moment.num_gradients)
+    # Ranks add gradients up in flat copies of them.
+    flat = min(whole, 4 * ZERO0_BUCKET) if setting.world_size > 1 else 0
+    yield _peak(fixed, gradients=whole, buffers=flat)
 
 
 def _zero12(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
@@ -179,8 +186,11 @@ def _zero12(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> I
         fixed |= {"weights": fixed["weights"] + 4 * own, "optimizer states": 8 * own}
     # Gradients lie in the bucket until they are reduced; only a rank's own share is copied out of it, in both stages.
     bucket = min(sharing.reduce_bucket, sizes.trained)
-    accumulated = size * own if setting.num_micro_batches > 1 else 0
     for moment in trace.moments:
+        accumulated = 0
+        if setting.num_micro_batches > 1:
+            # Stage 1 reduces in the last micro-batch alone; until then every rank adds up all of them.
+            accumulated = size * (own if sharing.zero_stage == 2 else sizes.trained - moment.num_gradients)
         filled = size * min(bucket, moment.num_gradients)
         if setting.counts_untouched:
             filled = size * sharing.reduce_bucket * sharing.num_buckets
@@ -194,9 +204,11 @@ def _zero12(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> I
 def _zero3(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
     share, size = 1 / setting.world_size, 2 if setting.bf16 else 4
     own = round(sizes.trained * share)
-    weights = 0 if sharing.offloads_weights else round(size * sizes.total * share)
+    kept = round(size * sizes.total * share)
+    if sharing.hpz_size > 1:
+        kept += round(size * sizes.total / sharing.hpz_size)
+    weights, host = (0, kept) if sharing.offloads_weights else (kept, 0)
     fixed = {"weights": weights, "optimizer states": 0}
-    host = 0 if not sharing.offloads_weights else round(size * sizes.total * share)
     if sharing.offloads_optimizer:
         host += (4 + 8 + 4) * own
     else:

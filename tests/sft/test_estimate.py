@@ -21,7 +21,7 @@ from sft.config import ROOT
 from sft.documents import Document
 from sft.estimate import Choice, Machine, Rows, estimate, full_batch, own_peak, recommended
 from sft.loss import LossModule
-from sft.memory import Peak, Setting, Sharing, Sizes, peak
+from sft.memory import Peak, Setting, Sharing, Sizes, peak, weights_in_bf16
 from sft.memory_trace import Moment, Trace, trace, without_memory
 from sft.output_layer import output_layer_of
 from sft.tokenizer import build_tokenizer
@@ -183,6 +183,40 @@ def test_zero_by_hand() -> None:
     found = peak(Sharing.of_deepspeed("o", offload), SIZES, TRACE, fixed(4, bf16=True))
     assert parts(found) == (2000, 0, 0, 5000, 700, 0)
     assert found.host_bytes == (4 + 8 + 4 + 2) * 250
+
+
+def test_stage_0_keeps_float32_weights_whatever_it_computes_in() -> None:
+    for bf16 in (False, True):
+        assert not weights_in_bf16(Sharing("0", 0), bf16=bf16)
+        assert parts(peak(Sharing("0", 0), SIZES, TRACE, fixed(1, bf16))) == (4000, 0, 8000, 5000, 700, 0)
+    accumulating = peak(Sharing("0", 0), SIZES, TRACE, fixed(1, micro_batches=2))
+    assert parts(accumulating) == (4000, 4000, 8000, 5000, 700, 0)
+    # Where activations are small, the step is the peak: ranks add up a flat copy of all gradients.
+    small = Trace((Moment(0, {"activations": 50}),), 50)
+    assert parts(peak(Sharing("0", 0), SIZES, small, fixed(2))) == (4000, 4000, 8000, 0, 0, 4000)
+
+
+def test_gradients_that_are_reduced_once_a_step_are_whole_until_then() -> None:
+    long_rows = Trace((Moment(0, {"activations": 50_000}), Moment(1000, {"activations": 900})), 50_000)
+    for sharing, bf16, gradients in (
+        (Sharing("f", fsdp=True), False, 4 * 1000),
+        (Sharing("f", fsdp=True), True, 4 * 1000),
+        (Sharing("1", 1), False, 4 * 1000),
+        (Sharing("1", 1), True, 2 * 1000),
+        (Sharing("2", 2), False, 4 * 250),  # which reduces them in each micro-batch
+    ):
+        assert peak(sharing, SIZES, long_rows, fixed(4, bf16)).parts["gradients"] == 0
+        assert peak(sharing, SIZES, long_rows, fixed(4, bf16, micro_batches=2)).parts["gradients"] == gradients
+
+
+def test_a_second_copy_of_the_weights_within_nodes_is_counted() -> None:
+    zero = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}
+    found = peak(Sharing.of_deepspeed("hpz", zero), SIZES, TRACE, fixed(16, bf16=True))
+    plain = peak(Sharing("3", 3), SIZES, TRACE, fixed(16, bf16=True))
+    assert found.parts["weights"] - plain.parts["weights"] == 2 * SIZES.total // 8
+    offload = {"zero_optimization": {**zero["zero_optimization"], "offload_param": {"device": "cpu"}}}
+    offloaded = peak(Sharing.of_deepspeed("o", offload), SIZES, TRACE, fixed(16, bf16=True))
+    assert offloaded.host_bytes == round(2 * SIZES.total / 16) + 2 * SIZES.total // 8
 
 
 def test_sharding_never_takes_more_with_more_ranks() -> None:
