@@ -64,7 +64,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a layer's attention does besides softmax(q kᵀ × scale) v over what comes before."""
+    """A layer's attention: softmax(q kᵀ × scale) v over what comes before, and what it does besides."""
 
     scale: float
     window: int | None
@@ -202,7 +202,9 @@ def _with_softcap(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     key, value = (tensor.repeat_interleave(groups, 1) if groups > 1 else tensor for tensor in (key, value))
     scores = torch.tanh(query @ key.transpose(-1, -2) * (kind.scale / kind.softcap)) * kind.softcap
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        # Not −∞: a place that sees nothing, padding on the left, would become NaN and reach all others through 0 × NaN.
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     probabilities = functional.dropout(scores.softmax(-1, dtype=torch.float32), kind.dropout)
     return probabilities.to(value.dtype) @ value
 

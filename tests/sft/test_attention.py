@@ -316,13 +316,19 @@ def test_the_final_configuration_does_not_name_our_attention(tmp_path: Any) -> N
     assert "documents" not in (tmp_path / "config.json").read_text()
 
 
-def test_generation_goes_on_as_before() -> None:
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2"])
+def test_generation_goes_on_as_before(model_type: str) -> None:
     ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 10]])
     mask = (ids > 0).long()
     found = []
     for prepared in (False, True):
-        model = model_of("qwen3").eval()
+        model = model_of(model_type).eval()
         if prepared:
             assert prepare_model(engine_of(model), Args(), WORLD) == "flat"
-        found.append(model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False).tolist())
-    assert found[0] == found[1]
+        with torch.no_grad():
+            logits = model(ids, attention_mask=mask).logits[mask.bool()]
+        chosen = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+        found.append((logits, chosen.tolist()))
+    # Places that see nothing, left of the second prompt, must not reach those that are asked for.
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-4, rtol=1e-4)
+    assert found[0][1] == found[1][1]
