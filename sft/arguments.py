@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.config import ALIASES, FILE_SETTINGS, ROOT, Args
+from sft.config import ALIASES, ROOT, Args
 from sft.setting_files import found_file
+from sft.setting_rules import FILE_SETTINGS
 from strict_settings import Problem, SettingsError, Source, build, field_docs, parse_command_line, read_yaml
 
 _BUNDLED = {"chat_template_path": ROOT / "sft" / "templates", "deepspeed": ROOT}

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from sft.deepspeed_config import read_deepspeed_config
 from sft.lora_args import LoraArgs
-from sft.setting_files import found_file, looks_like_a_path
+from sft.setting_rules import problems_between
 from strict_settings import (
     Problem,
     SettingsError,
@@ -45,15 +44,6 @@ LAUNCHER_OPTIONS = ("--local_rank", "--local-rank")
 
 FULL_LEARNING_RATE = 5e-6
 LORA_LEARNING_RATE = 1e-4
-
-FILE_SETTINGS = ("model_name_or_path", "tokenizer_name", "chat_template_path", "train_file", "eval_file", "deepspeed")
-"""Settings that may name a file; so do the keys of `train_files`."""
-
-COLUMNS = (
-    "messages", "prompt", "response", "conversations", "completion", "question", "answer", "instruction", "input",
-    "output", "history", "system", "tools", "weight", "chat_template_kwargs",
-)  # fmt: skip
-"""Our names for the columns of a row (docs/data-formats.md)."""
 
 PositiveInt = Annotated[int, at_least(1)]
 
@@ -290,55 +280,4 @@ class Args:
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong between settings; each field alone is checked by its annotation."""
-        if (self.model_name_or_path is None) == (self.model_config is None):
-            remedy = "Give a hub name or a folder, or a config for random weights."
-            rule = "be given, or model_config, and not both"
-            yield Problem("model_name_or_path", self.model_name_or_path, rule, remedy)
-        elif self.model_config is not None and self.tokenizer_name is None:
-            yield Problem("tokenizer_name", None, "be given together with model_config")
-        if self.model_config is not None and not isinstance(self.model_config.get("model_type"), str):
-            yield Problem("model_config", self.model_config, "name a model_type", "For example model_type: qwen3.")
-        if self.train_file is None and not self.train_files:
-            yield Problem("train_file", None, "be given", "Name a JSON or JSONL file of conversations.")
-        if self.train_file is not None and self.train_files:
-            yield Problem("train_file", self.train_file, "not be given with train_files", "Keep one of the two.")
-        if self.deepspeed is not None and self.fsdp:
-            yield Problem("fsdp", True, "be false with deepspeed", "Choose one of the two.")
-        if self.train_batch_size is not None and self.gradient_accumulation_steps != 1:
-            rule, remedy = "not be given with train_batch_size", "Remove one: either follows from the other."
-            yield Problem("gradient_accumulation_steps", self.gradient_accumulation_steps, rule, remedy)
-        for name in ("early_stopping_patience", "load_best_model_at_end", "eval_steps"):
-            if getattr(self, name) and self.eval_file is None:
-                yield Problem(name, getattr(self, name), "come with an eval_file")
-        yield from self._settings_alone()
-        yield from self._unknown_columns()
-        yield from self._missing_files()
-        if self.deepspeed is not None and Path(self.deepspeed).is_file():
-            try:
-                read_deepspeed_config(self.deepspeed)
-            except SettingsError as error:
-                yield from error.problems
-
-    def _settings_alone(self) -> Iterator[Problem]:
-        """Settings without the one that they belong to, or with one that they do not go with."""
-        for name, allowed in (("attn_implementation", "auto"), ("compile", False)):
-            if self.sequence_parallel_size > 1 and getattr(self, name) != allowed:
-                rule = f"be {str(allowed).lower()} with sequence_parallel_size"
-                yield Problem(name, getattr(self, name), rule, "Leave it out.")
-        if self.fsdp_shard_size is not None and not self.fsdp:
-            yield Problem("fsdp_shard_size", self.fsdp_shard_size, "come with fsdp: true")
-        if self.gradient_checkpointing_every != 1 and not self.gradient_checkpointing:
-            every = self.gradient_checkpointing_every
-            yield Problem("gradient_checkpointing_every", every, "come with gradient_checkpointing: true")
-
-    def _unknown_columns(self) -> Iterator[Problem]:
-        if not set(self.columns) <= set(COLUMNS):
-            rule = f"have no keys but {', '.join(COLUMNS)}"
-            yield Problem("columns", self.columns, rule, "Write {our name: your name}.")
-
-    def _missing_files(self) -> Iterator[Problem]:
-        named = [(name, getattr(self, name)) for name in FILE_SETTINGS]
-        for name, value in [*named, *(("train_files", name) for name in self.train_files)]:
-            if value is not None and looks_like_a_path(value) and not found_file(value):
-                remedy = "No such file, looked for from the working directory and beside the settings file."
-                yield Problem(name, value, "be there", remedy)
+        return problems_between(self)

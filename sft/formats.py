@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sft.config import COLUMNS
 from sft.errors import DataError
 from sft.messages import read_message, read_tools, read_weight
+from sft.setting_rules import COLUMNS
 from sft.values import check_text, check_texts, kind, parsed, shown
 
 Message = Mapping[str, Any]

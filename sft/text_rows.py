@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from sft import strict_json
-from sft.config import COLUMNS
 from sft.errors import DataError
 from sft.rows import BadRow, Line, Row
+from sft.setting_rules import COLUMNS
 from sft.values import kind
 
 MAX_LINE_BYTES = 256 * 2**20
