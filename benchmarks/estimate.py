@@ -53,8 +53,11 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "full": (1, {}),
     "full, checkpointing": (1, {"gradient_checkpointing": True}),
     "full, bf16": (1, {"bf16": True}),
+    "full, bf16 parameters": (1, {"bf16": True, "param_dtype": "bfloat16"}),
     "LoRA": (1, {"lora": {"r": 16}}),
+    "LoRA, bf16 parameters": (1, {"lora": {"r": 16}, "bf16": True, "param_dtype": "bfloat16"}),
     "DDP": (2, {}),
+    "DDP, bf16 parameters": (2, {"bf16": True, "param_dtype": "bfloat16"}),
     "FSDP": (2, {"fsdp": True}),
     **{f"ZeRO-{stage}": (2, {"deepspeed": str(ROOT / f"ds_configs/zero{stage}.json")}) for stage in (1, 2, 3)},
     **{

@@ -26,6 +26,7 @@ NUM_STEPS, LAST, BAR = 200, 20, 0.01
 ENGINES: dict[str, dict[str, Any]] = {
     "torch fp32": {"bf16": False},
     "torch bf16": {"bf16": True},
+    "torch bf16 parameters": {"bf16": True, "param_dtype": "bfloat16"},
     "FSDP2 bf16": {"bf16": True, "fsdp": True},
     "ZeRO-2 bf16": {"bf16": True, "deepspeed": str(ROOT / "ds_configs" / "zero2.json")},
     "ZeRO-3 bf16": {"bf16": True, "deepspeed": str(ROOT / "ds_configs" / "zero3.json")},

@@ -153,10 +153,16 @@ class Args:
     # Precision and memory
     bf16: bool | None = None
     """bfloat16 forward and backward passes with fp32 weights in the optimizer; by default where the device has it."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the parameters that layers compute with. In bfloat16 they have float32 masters, which are what
+    is trained, saved and exported: nothing is cast in each pass, and frozen weights take half the memory. FSDP2 and
+    ZeRO 1–3 compute so with bf16 in any case."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     gradient_checkpointing_every: PositiveInt = 1
     """With gradient_checkpointing: recompute one of every so many decoder layers, for memory and time in between."""
+    activation_offload: bool = False
+    """With gradient_checkpointing on a GPU: keep the inputs of recomputed layers in the host's memory."""
     mlp_tile_tokens: PositiveInt | None = None
     """Compute the feed-forward blocks for so many tokens at a time, again in the backward pass: for very long rows."""
     compile: bool = False
@@ -231,6 +237,10 @@ class Args:
         """`learning_rate`, or the default that belongs to full fine-tuning or to LoRA."""
         default = LORA_LEARNING_RATE if self.lora.enabled else FULL_LEARNING_RATE
         return self.learning_rate if self.learning_rate is not None else default
+
+    def in_bf16(self, has_bf16: bool) -> bool:
+        """Whether forward and backward passes are in bfloat16, on a device that has it or not."""
+        return self.bf16 if self.bf16 is not None else has_bf16 or self.param_dtype == "bfloat16"
 
     def accumulation_steps(self, world_size: int) -> int:
         """Forward passes per optimizer step.

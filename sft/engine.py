@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sft.batching import Batch
 from sft.errors import NonFiniteError
 from sft.loss import LossModule
+from sft.master_weights import MasterWeights
 from sft.metering import StepTimer
 from sft.optimizer import set_learning_rate
 from sft.world import World
@@ -88,7 +89,8 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Plain torch: one process, DDP, or FSDP2. Weights and AdamW's state are float32; bfloat16 is for computing."""
+    """Plain torch: one process, DDP, or FSDP2. The weights that are updated, and AdamW's state, are float32; bfloat16
+    is for computing."""
 
     def __init__(
         self,
@@ -100,6 +102,7 @@ class TorchEngine:
         max_grad_norm: float,
         fsdp: bool,
         fsdp_shard_size: int | None = None,
+        bf16_parameters: bool = False,
     ) -> None:
         """
         Args:
@@ -110,6 +113,8 @@ class TorchEngine:
             max_grad_norm: clipping threshold.
             fsdp: shard by FSDP2 instead of replicating by DDP.
             fsdp_shard_size: neighbouring ranks that share one copy of the state; by default all ranks.
+            bf16_parameters: with bf16, keep the parameters in bfloat16 beside their float32 masters. FSDP2 gathers
+                them in bfloat16 in any case.
         """
         self.model = model
         self.timer = StepTimer(world.device)
@@ -117,26 +122,32 @@ class TorchEngine:
         self._world = world
         self._max_grad_norm = max_grad_norm
         self._fsdp = fsdp
-        self._autocast = bf16 and not fsdp
+        self._masters = MasterWeights(model, world) if bf16_parameters and not fsdp else None
+        self._autocast = bf16 and not fsdp and self._masters is None
         if fsdp:
             _shard(self.loss_module, bf16, world, fsdp_shard_size or world.size)
         model.to(world.device)
         self._forward: nn.Module = self.loss_module
-        if world.is_distributed and not fsdp:
+        if world.is_distributed and not fsdp and self._masters is None:
             device_ids = [world.device.index] if world.device.type == "cuda" else None
             self._forward = DistributedDataParallel(
                 self.loss_module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         self._parameters = dict(model.named_parameters())
-        self.optimizer: torch.optim.Optimizer = optimizer_factory(model)
+        if self._masters is not None:
+            self._parameters |= self._masters.masters
+        self.optimizer: torch.optim.Optimizer = optimizer_factory(self._masters or model)
 
     def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         with self._gradient_sync(is_last):
             with self._computing(), self.timer("forward"):
                 loss_sum: Tensor = self._forward(batch)
             # DDP and FSDP2 average gradients over ranks; our loss is already divided by the weight of all ranks.
+            averaged_over = 1 if self._masters is not None else self._world.size
             with self.timer("backward"):
-                torch.autograd.backward(loss_sum * (self._world.size / total_weight))
+                torch.autograd.backward(loss_sum * (averaged_over / total_weight))
+                if self._masters is not None:
+                    self._masters.finish()
         return loss_sum.detach()
 
     def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:
@@ -149,6 +160,8 @@ class TorchEngine:
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._masters is not None:
+            self._masters.publish()
         return found_loss, grad_norm
 
     @torch.no_grad()
@@ -179,6 +192,8 @@ class TorchEngine:
             target.to_local().copy_(value)
         else:
             target.copy_(value)
+        if self._masters is not None and kind == "weight":
+            self._masters.publish_one(name)
 
     def start_from(self, num_steps: int) -> None:
         for group in self.optimizer.param_groups:
@@ -191,6 +206,8 @@ class TorchEngine:
     @contextlib.contextmanager
     def _gradient_sync(self, is_last: bool) -> Iterator[None]:
         """Gradients are reduced over ranks once per step, in its last micro-batch."""
+        if self._masters is not None:
+            self._masters.expect(is_last=is_last)
         if isinstance(self._forward, DistributedDataParallel) and not is_last:
             with self._forward.no_sync():
                 yield

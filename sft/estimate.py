@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sft.activation_offload import Elsewhere, offload_inputs
 from sft.attention import use_document_attention
 from sft.batching import Batch, collate, collate_flat, collate_packed
 from sft.config import ROOT, Args
@@ -115,6 +116,8 @@ class _Traced:
     sizes: Sizes
     shape: ModelShape
     trace: Trace
+    offloaded_bytes: int
+    """Inputs of recomputed layers in the host's memory."""
 
 
 def estimate(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Estimate:
@@ -127,13 +130,13 @@ def estimate(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Estima
     traced: dict[tuple[bool, bool, bool], _Traced] = {}
 
     def choice(sharing: Sharing, settings: str, is_yours: bool, is_lora: bool, is_checkpointed: bool) -> Choice:
-        in_bf16 = weights_in_bf16(sharing, bf16=machine.bf16)
+        in_bf16 = _in_bf16(sharing, args, machine)
         key = (is_lora, is_checkpointed, in_bf16)
         if key not in traced:
             lora = replace(args.lora, enabled=True) if is_lora else LoraArgs(enabled=False)
             own = replace(args, lora=lora, gradient_checkpointing=is_checkpointed)
             traced[key] = _traced(own, tokenizer, rows, in_bf16=in_bf16, autocast=machine.bf16 and not in_bf16)
-        found = peak(sharing, traced[key].sizes, traced[key].trace, setting)
+        found = _peak(sharing, traced[key], setting)
         fits = found.total_bytes <= machine.usable_bytes
         is_yours = is_yours and (is_lora, is_checkpointed) == (args.lora.enabled, args.gradient_checkpointing)
         changes = _changes(args, is_lora=is_lora, is_checkpointed=is_checkpointed)
@@ -167,9 +170,9 @@ def own_peak(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Peak:
     else:
         name = "FSDP" if args.fsdp else _REPLICATED
         sharing = Sharing(name, fsdp=args.fsdp, shard_size=args.fsdp_shard_size)
-    in_bf16 = weights_in_bf16(sharing, bf16=machine.bf16)
+    in_bf16 = _in_bf16(sharing, args, machine)
     traced = _traced(args, tokenizer, rows, in_bf16=in_bf16, autocast=machine.bf16 and not in_bf16)
-    return peak(sharing, traced.sizes, traced.trace, _setting(args, machine))
+    return _peak(sharing, traced, _setting(args, machine))
 
 
 def own_step_time(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> StepTime:
@@ -247,9 +250,17 @@ def _traced(args: Args, tokenizer: Any, rows: Rows, *, in_bf16: bool, autocast: 
         model = build_model(args, tokenizer, with_weights=False).model
         return model.to(torch.bfloat16) if in_bf16 else model
 
-    model = without_memory(build)
+    model, store = without_memory(build), Elsewhere()
+    offloads = args.activation_offload and args.gradient_checkpointing
+    num_offloaded = offload_inputs(model, store) if offloads else 0
     batch = full_batch(args, rows, is_flat=_attends_per_document(model, args))
-    return _Traced(sizes_of(model), ModelShape.of(model), trace_of_any_depth(model, batch, autocast=autocast))
+    found = trace_of_any_depth(model, batch, autocast=autocast)
+    return _Traced(sizes_of(model), ModelShape.of(model), found, num_offloaded * store.largest_bytes)
+
+
+def _peak(sharing: Sharing, traced: _Traced, setting: Setting) -> Peak:
+    found = peak(sharing, traced.sizes, traced.trace, setting)
+    return replace(found, host_bytes=found.host_bytes + traced.offloaded_bytes)
 
 
 def _attends_per_document(model: Any, args: Args) -> bool:
@@ -280,7 +291,12 @@ def sizes_of(model: Any, persistent_below: int = 100_000) -> Sizes:
 
 def _setting(args: Args, machine: Machine) -> Setting:
     accumulation = args.accumulation_steps(machine.world_size)
-    return Setting(machine.world_size, machine.bf16, accumulation, machine.device == "cuda")
+    halves = machine.bf16 and args.param_dtype == "bfloat16"
+    return Setting(machine.world_size, machine.bf16, accumulation, machine.device == "cuda", halves)
+
+
+def _in_bf16(sharing: Sharing, args: Args, machine: Machine) -> bool:
+    return weights_in_bf16(sharing, bf16=machine.bf16, bf16_parameters=args.param_dtype == "bfloat16")
 
 
 def _step_time(shape: ModelShape, args: Args, machine: Machine, rows: Rows) -> StepTime:

@@ -100,7 +100,7 @@ def _machine(options: argparse.Namespace, args: Args, num_nodes: int, procs_per_
         remedy = "Measure on a machine with the GPU, or give --tflops (H200, bf16: about 790)."
         raise SettingsError(Problem("--measure", True, "be left out where there is no such device", remedy))
     here = torch.device(device if has_cuda else "cpu")
-    bf16 = args.bf16 if args.bf16 is not None else (device == "cuda" and not has_cuda) or has_bf16(here)
+    bf16 = args.in_bf16((device == "cuda" and not has_cuda) or has_bf16(here))
     stated = options.tflops if options.tflops is not None else args.matmul_tflops
     rate = _number("--tflops", stated) * 1e12 if stated is not None else None
     if options.measure:

@@ -88,6 +88,8 @@ class Setting:
     """Per optimizer step."""
     counts_untouched: bool
     """True on CUDA, where a buffer is taken when it is made; on the CPU it is when it is written to."""
+    bf16_parameters: bool = False
+    """The torch engines compute with bfloat16 parameters beside their float32 masters."""
 
 
 @dataclass(frozen=True)
@@ -128,18 +130,21 @@ def peak(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Peak
     return max(moments, key=lambda found: found.total_bytes)
 
 
-def weights_in_bf16(sharing: Sharing, *, bf16: bool) -> bool:
-    """Whether layers compute with bfloat16 weights; plain torch, and DeepSpeed as we set its stage 0, keep float32 and
-    cast while they compute."""
-    return bf16 and (bool(sharing.zero_stage) or sharing.fsdp)
+def weights_in_bf16(sharing: Sharing, *, bf16: bool, bf16_parameters: bool = False) -> bool:
+    """Whether layers compute with bfloat16 weights; plain torch, unless told otherwise, and DeepSpeed as we set its stage
+    0 keep float32 and cast while they compute."""
+    return bf16 and (bf16_parameters or bool(sharing.zero_stage) or sharing.fsdp)
 
 
 def _replicated(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
     """One process, or DDP, whose buckets hold the gradients from its first step on."""
-    fixed = {"weights": 4 * sizes.total, "optimizer states": 8 * sizes.trained}
+    weights = 2 * sizes.total + 4 * sizes.trained if setting.bf16_parameters else 4 * sizes.total
+    fixed = {"weights": weights, "optimizer states": 8 * sizes.trained}
     whole = 4 * sizes.trained
-    is_ddp, keeps = setting.world_size > 1, setting.num_micro_batches > 1
-    reducing = min(DDP_BUCKET_BYTES, whole) if is_ddp else 0
+    # Masters let go of their gradients after each step; DDP's buckets stay.
+    is_ddp = setting.world_size > 1 and not setting.bf16_parameters
+    keeps = setting.num_micro_batches > 1
+    reducing = min(DDP_BUCKET_BYTES, whole) if setting.world_size > 1 else 0
     for moment in trace.moments:
         gradients = whole if is_ddp or keeps else 4 * moment.num_gradients
         yield _peak(fixed, moment, gradients=gradients, buffers=reducing)

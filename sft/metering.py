@@ -118,7 +118,7 @@ class Meter:
         if args.matmul_tflops is not None:
             rate = args.matmul_tflops * 1e12
         else:
-            bf16 = args.bf16 if args.bf16 is not None else has_bf16(world.device)
+            bf16 = args.in_bf16(has_bf16(world.device))
             rate = world.sum(measured_flops_per_s(world.device, bf16=bf16))[0] / world.size
         return cls(ModelShape.of(model), timer, world, rate)
 

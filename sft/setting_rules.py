@@ -46,13 +46,18 @@ def problems_between(args: Args) -> Iterator[Problem]:
         if getattr(args, name) and args.eval_file is None:
             yield Problem(name, getattr(args, name), "come with an eval_file")
     yield from _settings_alone(args)
+    yield from _precision(args)
     yield from _unknown_columns(args)
     yield from _missing_files(args)
     if args.deepspeed is not None and Path(args.deepspeed).is_file():
         try:
-            read_deepspeed_config(args.deepspeed)
+            config = read_deepspeed_config(args.deepspeed)
         except SettingsError as error:
             yield from error.problems
+            return
+        if args.param_dtype == "bfloat16" and not config.get("zero_optimization", {}).get("stage", 0):
+            remedy = "Take ZeRO-1, which keeps float32 weights beside bfloat16 ones."
+            yield Problem("param_dtype", args.param_dtype, "be float32 with ZeRO-0", remedy)
 
 
 def _settings_alone(args: Args) -> Iterator[Problem]:
@@ -66,6 +71,14 @@ def _settings_alone(args: Args) -> Iterator[Problem]:
     if args.gradient_checkpointing_every != 1 and not args.gradient_checkpointing:
         every = args.gradient_checkpointing_every
         yield Problem("gradient_checkpointing_every", every, "come with gradient_checkpointing: true")
+    if args.activation_offload and not args.gradient_checkpointing:
+        yield Problem("activation_offload", True, "come with gradient_checkpointing: true")
+
+
+def _precision(args: Args) -> Iterator[Problem]:
+    if args.param_dtype == "bfloat16" and args.bf16 is False:
+        remedy = "Leave bf16 out, or set param_dtype: float32."
+        yield Problem("bf16", False, "not be false with param_dtype: bfloat16", remedy)
 
 
 def _unknown_columns(args: Args) -> Iterator[Problem]:

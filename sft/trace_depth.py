@@ -23,13 +23,21 @@ _SHALLOW, _DEEPER = 3, 4
 def trace_of_any_depth(model: Any, batch: Batch, *, autocast: bool) -> Trace:
     """`memory_trace.trace`, by extrapolation where layers are many and alike."""
     layers = decoder_layers(model)
-    if len(layers) <= 2 * _DEEPER or not _are_alike(model, layers):
+    # Of layers that are recomputed in turn with others that are not, each turn adds the same.
+    turn = _turn([bool(getattr(layer, "gradient_checkpointing", False)) for layer in layers])
+    num_turns, rest = divmod(len(layers), turn)
+    if num_turns <= 2 * _DEEPER or not _are_alike(model, layers):
         return trace(model, batch, autocast=autocast)
-    with _cut_to(model, _SHALLOW):
+    with _cut_to(model, _SHALLOW * turn + rest):
         shallow = trace(model, batch, autocast=autocast)
-    with _cut_to(model, _DEEPER):
+    with _cut_to(model, _DEEPER * turn + rest):
         deeper = trace(model, batch, autocast=autocast)
-    return extrapolated(shallow, deeper, len(layers))
+    return extrapolated(shallow, deeper, num_turns)
+
+
+def _turn(flags: list[bool]) -> int:
+    """The number of layers after which their kinds come again."""
+    return next(size for size in range(1, len(flags) + 1) if flags[size:] == flags[:-size])
 
 
 def extrapolated(shallow: Trace, deeper: Trace, num_layers: int) -> Trace:

@@ -198,17 +198,20 @@ def build_engine(
     args: Args, tokenizer: Any, stop_token_ids: list[int], output_dir: Path, world: World
 ) -> tuple[BuiltModel, Engine]:
     """The model, and the engine that the settings ask for around it."""
+    from sft.activation_offload import PinnedMemory, offload_inputs
     from sft.engine import TorchEngine
     from sft.model import build_model, set_stop_tokens
     from sft.optimizer import build_optimizer
     from sft.world import has_bf16
 
-    bf16 = args.bf16 if args.bf16 is not None else has_bf16(world.device)
+    bf16 = args.in_bf16(has_bf16(world.device))
 
     def build() -> BuiltModel:
         built = build_model(args, tokenizer)
         base = built.model.get_base_model() if args.lora.enabled else built.model
         set_stop_tokens(base, tokenizer, stop_token_ids)
+        if args.activation_offload:
+            offload_inputs(built.model, PinnedMemory(world.device))
         return built
 
     if args.deepspeed is not None:
@@ -234,6 +237,7 @@ def build_engine(
         max_grad_norm=args.max_grad_norm,
         fsdp=args.fsdp,
         fsdp_shard_size=args.fsdp_shard_size,
+        bf16_parameters=args.param_dtype == "bfloat16",
     )
     return built, engine
 

@@ -23,6 +23,7 @@ from sft.estimate import Choice, Machine, Rows, estimate, full_batch, own_peak, 
 from sft.loss import LossModule
 from sft.memory import Peak, Setting, Sharing, Sizes, peak, weights_in_bf16
 from sft.memory_trace import Moment, Trace, trace, without_memory
+from sft.model import build_model
 from sft.output_layer import output_layer_of
 from sft.tokenizer import build_tokenizer
 from sft.trace_depth import extrapolated, trace_of_any_depth
@@ -131,6 +132,20 @@ def test_many_layers_follow_from_few(tied: bool, autocast: bool) -> None:
         assert most[0] == most[1]
 
 
+def test_many_layers_that_are_recomputed_in_turn_follow_from_few(tmp_path: Path) -> None:
+    config = {**QWEN3, "num_hidden_layers": 19}
+    turns: Any = {"gradient_checkpointing": True, "gradient_checkpointing_every": 2}
+    args = tiny_args(tmp_path / "x", tmp_path, model_config=config, **turns)
+    model = without_memory(lambda: build_model(args, build_tokenizer(args), with_weights=False).model)
+    batch = batch_of([90, 50])
+    whole, quick = (function(model, batch, autocast=False) for function in (trace, trace_of_any_depth))
+    assert len(quick.moments) < len(whole.moments)
+    assert quick.saved_bytes == whole.saved_bytes
+    for per_gradient in (0, 4):
+        most = [max(m.total_bytes + per_gradient * m.num_gradients for m in found.moments) for found in (whole, quick)]
+        assert most[0] == most[1]
+
+
 def test_extrapolation_by_hand() -> None:
     def of(layers: int) -> Trace:
         held = [layers * 10 + 5, *(layers * 10 - 8 * done for done in range(1, layers + 1)), 3]
@@ -171,6 +186,13 @@ def test_one_process_by_hand() -> None:
     # Where activations are small, the end of the backward pass is the peak.
     small = Trace((Moment(0, {"activations": 50}), Moment(1000, {"activations": 90})), 50)
     assert parts(peak(Sharing("one"), SIZES, small, fixed())) == (4000, 4000, 8000, 90, 0, 0)
+
+
+def test_masters_by_hand() -> None:
+    masters = Setting(1, True, 1, False, bf16_parameters=True)
+    assert parts(peak(Sharing("one"), SIZES, TRACE, masters)) == (2000 + 4000, 0, 8000, 5000, 700, 0)
+    lora = replace(SIZES, trained=100)
+    assert parts(peak(Sharing("one"), lora, TRACE, masters)) == (2000 + 400, 0, 800, 5000, 700, 0)
 
 
 def test_zero_by_hand() -> None:
@@ -348,7 +370,9 @@ def _key(choice: Choice) -> tuple[str, bool, bool]:
 
 
 def test_what_the_table_says_of_your_settings_is_what_is_told_of_them_alone(tmp_path: Path) -> None:
-    for settings in ({}, {"fsdp": True}, {"deepspeed": str(ROOT / "ds_configs/zero3.json")}, {"lora": {"r": 4}}):
+    halves = {"param_dtype": "bfloat16", "bf16": True}
+    stage3 = {"deepspeed": str(ROOT / "ds_configs/zero3.json")}
+    for settings in ({}, {"fsdp": True}, stage3, {"lora": {"r": 4}}, halves):
         args = tiny_args(tmp_path / "x", tmp_path, max_length=64, **settings)
         tokenizer, machine, rows = build_tokenizer(args), Machine("cpu", 1, 2, GIB, True), Rows(64, 0.5)
         (yours,) = [choice for choice in estimate(args, tokenizer, machine, rows).choices if choice.is_yours]

@@ -17,7 +17,10 @@ TINY_STEPS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [{}, {"fsdp": True}], ids=["torch", "fsdp2"])
+PARAMETERS = {"param_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"fsdp": True}, PARAMETERS], ids=["torch", "fsdp2", "bf16 parameters"])
 def test_tiny_learning_rates_move_weights_that_bfloat16_would_keep(tmp_path: Path, settings: dict[str, Any]) -> None:
     train_file = write_conversations(tmp_path / "train.jsonl", 8)
     for num_steps in (1, 5):
