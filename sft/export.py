@@ -192,4 +192,8 @@ def _merged(engine: Engine, name: str, adapters: dict[str, Tensor]) -> Tensor:
     layer = engine.model.get_submodule(layer_name)
     product = adapters[f"{layer_name}.lora_B.default.weight"] @ adapters[f"{layer_name}.lora_A.default.weight"]
     delta: Tensor = product * layer.scaling["default"]
-    return weight.float() + (delta.T if layer.fan_in_fan_out else delta)
+    merged = (weight.T if layer.fan_in_fan_out else weight).float() + delta
+    magnitude = adapters.get(f"{layer_name}.lora_magnitude_vector.default.weight")
+    if magnitude is not None:  # DoRA: the sum gives only the direction of a row
+        merged *= (magnitude / merged.norm(dim=1)).unsqueeze(1)
+    return merged.T if layer.fan_in_fan_out else merged

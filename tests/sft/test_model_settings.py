@@ -34,6 +34,7 @@ def test_one_of_every_so_many_layers_is_recomputed(tmp_path: Path, every: int, e
 @pytest.mark.parametrize(("name", "in_peft"), [("dora", "use_dora"), ("rslora", "use_rslora")])
 def test_other_kinds_of_adapters_are_trained_and_written(tmp_path: Path, name: str, in_peft: str, merge: bool) -> None:
     from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     train_file = write_conversations(tmp_path / "train.jsonl", 6)
     kind: Any = {name: True}
@@ -45,6 +46,11 @@ def test_other_kinds_of_adapters_are_trained_and_written(tmp_path: Path, name: s
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
     assert any("magnitude" in key for key in model.state_dict()) == (name == "dora")
     assert (tmp_path / "out" / "merged" / "model.safetensors").is_file() == merge
+    if merge:
+        ids = torch.arange(20).unsqueeze(0)
+        whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
+        expected = model.eval()(ids).logits
+        assert torch.allclose(whole.eval()(ids).logits, expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_a_share_of_ranks_that_does_not_divide_them_is_refused(tmp_path: Path) -> None:
