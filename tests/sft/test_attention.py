@@ -117,7 +117,7 @@ def test_all_documents_in_one_row_give_the_loss_and_gradients_of_one_at_a_time(
     model_type: str, tile_bytes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(output_layer.TILE_BYTES, "cpu", tile_bytes)
-    monkeypatch.setattr(output_layer, "_CHUNK_BYTES", 96 * 4 * 2)
+    monkeypatch.setitem(output_layer._CHUNK_BYTES, "cpu", 96 * 4 * 2)
     model = model_of(model_type)
     batch = documents(*LENGTHS)
     expected_loss, expected = by_hand(model, batch)

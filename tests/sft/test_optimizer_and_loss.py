@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sft.batching import Batch, collate, collate_packed
 from sft.config import Args
@@ -18,6 +20,7 @@ from sft.lora_args import LoraArgs
 from sft.loss import sum_of_token_losses
 from sft.masking import Document
 from sft.optimizer import build_optimizer, learning_rate_at, set_learning_rate
+from sft.output_layer import _to_gradients
 
 
 def rates(num_steps: int, **settings: Any) -> list[float]:
@@ -208,3 +211,20 @@ def test_failure_mode_20_accumulation_does_not_change_the_gradient(documents: li
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_the_logits_of_a_tile_are_never_all_there_in_float32_on_what_is_no_cpu() -> None:
+    """On tensors without memory, as large as a tile of a GPU: 3,500 rows of 152,000 words."""
+    shape, largest = (3500, 152_000), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            largest.extend(leaf.nbytes for leaf in tree_leaves(out) if getattr(leaf, "dtype", None) == torch.float32)
+            return out
+
+    with Watch():
+        logits = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        targets = torch.zeros(shape[0], dtype=torch.int64, device="meta")
+        _to_gradients(logits, targets, None, 1.0, 30.0)
+    assert 0 < max(largest) <= 4 * shape[0] * shape[1] / 7
