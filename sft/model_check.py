@@ -24,6 +24,7 @@ from sft.output_layer import output_layer_of
 from sft.packing_check import refuse_if_packing_leaks, stateful_part
 from sft.sequence_check import refuse_if_shards_differ, refused
 from sft.world import World
+from strict_settings import SettingsError
 
 Collation = Literal["flat", "packed", "padded"]
 """All documents of a batch in one row without padding; rows of a fixed capacity; a padded row for each document."""
@@ -85,6 +86,8 @@ def _why_not_flat(engine: Engine, max_length: int, world: World) -> str | None:
         alone = torch.stack([engine.logits(collate([document], 0).to(world.device)) for document in documents])
         before = use_document_attention(engine.model)
         reason = _leak(engine, documents, others, alone, world)
+    except SettingsError:  # what no other attention would mend
+        raise
     except (TypeError, ValueError, KeyError, RuntimeError) as error:  # of layers and kernels, in their own words
         reason = f"which does not run on them: {error}"
     if world.any(reason is not None):

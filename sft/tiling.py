@@ -45,11 +45,21 @@ def tiled(function: Callable[..., Any], tile_tokens: int, states: Tensor, *args:
         tile_tokens: tokens of a tile.
         states: (…, tokens, width).
         args: for every tile the same, as are the named ones.
+
+    Raises:
+        SettingsError: the function gives something else than a tensor: already for rows of one tile, so that the
+            trials before the first step find it.
     """
     # Contiguous, as whole rows are: blocks may ask for a view of their tokens. A single row's tiles are so already.
     tiles = [tile.contiguous() for tile in states.split(tile_tokens, dim=-2)]  # type: ignore[no-untyped-call]
     if len(tiles) == 1:
-        return function(states, *args, **kwargs)
-    if not torch.is_grad_enabled():
-        return torch.cat([function(tile, *args, **kwargs) for tile in tiles], dim=-2)
-    return torch.cat([checkpoint(function, tile, *args, use_reentrant=False, **kwargs) for tile in tiles], dim=-2)
+        found = [function(states, *args, **kwargs)]
+    elif not torch.is_grad_enabled():
+        found = [function(tile, *args, **kwargs) for tile in tiles]
+    else:
+        found = [checkpoint(function, tile, *args, use_reentrant=False, **kwargs) for tile in tiles]
+    if not isinstance(found[0], Tensor):
+        rule = "not be given for this model"
+        remedy = f"Its `mlp` gives a {type(found[0]).__name__}, not one tensor."
+        raise SettingsError(Problem("mlp_tile_tokens", tile_tokens, rule, remedy))
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-2)

@@ -10,9 +10,15 @@ from tiny import QWEN3
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sft.config import Args
+from sft.engine import TorchEngine
+from sft.model_check import prepare_model
+from sft.optimizer import build_optimizer
 from sft.tiling import tile_mlps, tiled
+from sft.world import World
 from strict_settings import SettingsError
 
+WORLD = World(0, 0, 1, torch.device("cpu"))
 PHI3 = {**QWEN3, "model_type": "phi3", "pad_token_id": 0, "tie_word_embeddings": False}
 MOE = {**QWEN3, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
@@ -73,3 +79,15 @@ def test_less_is_kept_for_the_backward_pass() -> None:
 def test_a_model_without_such_blocks_is_refused() -> None:
     with pytest.raises(SettingsError, match="mlp_tile_tokens is 8; it must not be given for Linear"):
         tile_mlps(nn.Linear(2, 2), 8)
+
+
+@pytest.mark.parametrize("tile_tokens", [7, 100])
+def test_a_block_that_gives_more_than_a_tensor_is_refused_before_a_row_is_cut(tile_tokens: int) -> None:
+    sizes = {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 50}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**QWEN3, **sizes, "pad_token_id": 0}))
+    tile_mlps(model, tile_tokens)
+    engine = TorchEngine(
+        model, lambda model: build_optimizer(model, Args()), WORLD, bf16=False, max_grad_norm=1, fsdp=False
+    )
+    with pytest.raises(SettingsError, match=f"mlp_tile_tokens is {tile_tokens}; it must not be given for this model"):
+        prepare_model(engine, Args(), WORLD)
