@@ -215,7 +215,8 @@ def test_failure_mode_20_accumulation_does_not_change_the_gradient(documents: li
 
 def test_the_logits_of_a_tile_are_never_all_there_in_float32_on_what_is_no_cpu() -> None:
     """On tensors without memory, as large as a tile of a GPU: 3,500 rows of 152,000 words."""
-    shape, largest = (3500, 152_000), []
+    shape = (3500, 152_000)
+    largest: list[int] = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
