@@ -131,8 +131,8 @@ def peak(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Peak
 
 
 def weights_in_bf16(sharing: Sharing, *, bf16: bool, bf16_parameters: bool = False) -> bool:
-    """Whether layers compute with bfloat16 weights; plain torch, unless told otherwise, and DeepSpeed as we set its stage
-    0 keep float32 and cast while they compute."""
+    """Whether layers compute with bfloat16 weights; plain torch, unless told otherwise, and DeepSpeed as we set its
+    stage 0 keep float32 and cast while they compute."""
     return bf16 and (bf16_parameters or bool(sharing.zero_stage) or sharing.fsdp)
 
 
