@@ -42,6 +42,8 @@ class Layout:
     """Tokens of the row whose last state is read; None for all."""
     masks: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Masks that layers share, made at first use."""
+    num_padding: int = 0
+    """Tokens of the last document, if it fills a row of fixed capacity: nothing is computed for it."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], group: SequenceGroup | None = None) -> Layout:
@@ -56,6 +58,17 @@ class Layout:
     def pin_memory(self) -> Layout:
         """The same layout in pinned memory."""
         return replace(self, starts=self.starts.pin_memory(), masks={})
+
+    def without_padding(self) -> Layout:
+        """The layout of what is computed."""
+        if not self.num_padding:
+            return self
+        if "without padding" not in self.masks:
+            self.masks["without padding"] = replace(
+                self, lengths=self.lengths[:-1], starts=self.starts[:-1], num_padding=0, masks={}
+            )
+        found: Layout = self.masks["without padding"]
+        return found
 
     def runs(self) -> list[tuple[int, int]]:
         """(number of documents, their length) of neighbours of one length, which are computed together."""
@@ -139,7 +152,12 @@ def document_attention(
     kind = Kind(scale, options.get("sliding_window"), options.get("softcap"), dropout)
     if documents is not None:
         by_device = _on_cuda if query.device.type == "cuda" else _one_by_one
-        return attend(partial(by_device, documents=documents, kind=kind), documents.group, query, key, value), None
+        computed = documents.without_padding()
+        if documents.num_padding:
+            num_tokens = query.shape[2] - documents.num_padding
+            query, key, value = (tensor[:, :, :num_tokens] for tensor in (query, key, value))
+        output = attend(partial(by_device, documents=computed, kind=kind), documents.group, query, key, value)
+        return functional.pad(output, (0, 0, 0, 0, 0, documents.num_padding)), None
     if kind.softcap is not None:
         is_causal = attention_mask is None
         mask = _causal_mask(query.shape[2], key.shape[2], None, query.device) if is_causal else attention_mask

@@ -112,8 +112,9 @@ def collate_flat(documents: Sequence[Document], pad_token_id: int, capacity: int
     documents = documents or [Document([pad_token_id], [False])]
     kept = sorted((_without_tail(document) for document in documents), key=len)
     lengths = [len(document) for document in kept]
-    if capacity is not None and sum(lengths) < capacity:
-        lengths.append(capacity - sum(lengths))
+    num_padding = max((capacity or 0) - sum(lengths), 0)
+    if num_padding:
+        lengths.append(num_padding)
     arrays = _Arrays((1, capacity or sum(lengths)), pad_token_id)
     start = 0
     for document in kept:
@@ -121,7 +122,7 @@ def collate_flat(documents: Sequence[Document], pad_token_id: int, capacity: int
         start += len(document)
     position_ids = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).unsqueeze(0)
     batch = arrays.batch(documents, position_ids=position_ids)
-    return replace(batch, layout=Layout.of(lengths))
+    return replace(batch, layout=replace(Layout.of(lengths), num_padding=num_padding))
 
 
 def _without_tail(document: Document) -> Document:

@@ -139,6 +139,8 @@ class Args:
     """Steps of warm-up; wins over `warmup_ratio`."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """AdamW's decoupled weight decay, on matrices only (not on biases and norms)."""
+    optim: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW; in eight bits its state takes 2 bytes a weight instead of 8 (needs bitsandbytes; one process or DDP)."""
     adam_beta1: Annotated[float, at_least(0), below(1)] = 0.9
     """Decay of AdamW's mean of gradients."""
     adam_beta2: Annotated[float, at_least(0), below(1)] = 0.999
@@ -153,6 +155,11 @@ class Args:
     # Precision and memory
     bf16: bool | None = None
     """bfloat16 forward and backward passes with fp32 weights in the optimizer; by default where the device has it."""
+    load_in_4bit: bool = False
+    """QLoRA: the frozen weights of the layers in four bits (NF4, with scales in eight), for `lora` (needs bitsandbytes;
+    one process or DDP)."""
+    load_in_8bit: bool = False
+    """The same in eight bits (LLM.int8)."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the parameters that layers compute with. In bfloat16 they have float32 masters, which are what
     is trained, saved and exported: nothing is cast in each pass, and frozen weights take half the memory. FSDP2 and
@@ -166,8 +173,10 @@ class Args:
     mlp_tile_tokens: PositiveInt | None = None
     """Compute the feed-forward blocks for so many tokens at a time, again in the backward pass: for very long rows."""
     compile: bool = False
-    """torch.compile each decoder layer by itself: faster on GPUs; the first steps take longer, and again where the
-    sizes of batches change."""
+    """torch.compile each decoder layer by itself: faster on GPUs; the first steps take longer. With `packing` rows
+    have a fixed capacity, so that all steps have one shape; without it one code serves all lengths."""
+    liger: bool = False
+    """Liger's kernels for norms, rotary positions and feed-forward blocks, on GPUs (needs liger-kernel)."""
 
     # Engine
     deepspeed: str | None = None
@@ -237,6 +246,14 @@ class Args:
         """`learning_rate`, or the default that belongs to full fine-tuning or to LoRA."""
         default = LORA_LEARNING_RATE if self.lora.enabled else FULL_LEARNING_RATE
         return self.learning_rate if self.learning_rate is not None else default
+
+    @property
+    def row_capacity(self) -> int | None:
+        """Tokens to which a micro-batch's row is filled up, for shapes that do not change; None: as many as there are.
+
+        Packed rows are nearly full anyway. Without packing, rows of that many tokens would be mostly padding.
+        """
+        return self.max_length * self.per_device_train_batch_size if self.compile and self.packing else None
 
     def in_bf16(self, has_bf16: bool) -> bool:
         """Whether forward and backward passes are in bfloat16, on a device that has it or not."""

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sft.batching import Batch
+from sft.eight_bit import is_8bit, make_state, read_mean, write_mean
 from sft.errors import NonFiniteError
 from sft.loss import LossModule
 from sft.master_weights import MasterWeights
@@ -179,12 +180,17 @@ class TorchEngine:
     @torch.no_grad()
     def gather(self, name: str, kind: TensorKind) -> Tensor:
         parameter = self._parameters[name]
+        if kind != "weight" and is_8bit(self.optimizer):
+            return read_mean(self.optimizer.state[parameter], kind)
         tensor = parameter if kind == "weight" else self.optimizer.state[parameter][kind]
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
     @torch.no_grad()
     def scatter(self, name: str, kind: TensorKind, value: Tensor) -> None:
         parameter = self._parameters[name]
+        if kind != "weight" and is_8bit(self.optimizer):
+            write_mean(self.optimizer.state[parameter], kind, value)
+            return
         target = parameter if kind == "weight" else self.optimizer.state[parameter][kind]
         value = value.to(self._world.device, target.dtype)
         if isinstance(target, DTensor):
@@ -196,6 +202,9 @@ class TorchEngine:
             self._masters.publish_one(name)
 
     def start_from(self, num_steps: int) -> None:
+        if is_8bit(self.optimizer):
+            make_state(self.optimizer, num_steps)
+            return
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 self.optimizer.state[parameter] = adamw_state(parameter, num_steps)
@@ -233,11 +242,15 @@ def _shard(module: LossModule, bf16: bool, world: World, shard_size: int) -> Non
     fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
-def compile_layers(module: nn.Module) -> None:
+def compile_layers(module: nn.Module, *, fixed_sizes: bool = False) -> None:
     """Compiles each decoder layer by itself: the code of the first serves all that are alike, and nothing around them
-    has to be traced. Sizes are symbols, so that batches of other lengths run the same code."""
+    has to be traced.
+
+    Sizes are symbols, so that batches of other lengths run the same code; or those of the first batch, with a second
+    code, of symbols, for any other.
+    """
     for layer in decoder_layers(module):
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=None if fixed_sizes else True)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

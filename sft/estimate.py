@@ -14,11 +14,12 @@ from sft.batching import Batch, collate, collate_flat, collate_packed
 from sft.config import ROOT, Args
 from sft.deepspeed_config import read_deepspeed_config
 from sft.documents import Document
+from sft.eight_bit import SMALLEST
 from sft.engine import decoder_layers
 from sft.flops import ModelShape, Work, causal_flops, palm_flops, recomputed_flops
 from sft.lora_args import LoraArgs
 from sft.memory import Peak, Setting, Sharing, Sizes, peak, weights_in_bf16
-from sft.memory_trace import Trace, without_memory
+from sft.memory_trace import Trace, without_casts, without_memory
 from sft.model import build_model
 from sft.packing_check import stateful_part
 from sft.trace_depth import trace_of_any_depth
@@ -255,6 +256,7 @@ def _traced(args: Args, tokenizer: Any, rows: Rows, *, in_bf16: bool, autocast: 
     num_offloaded = offload_inputs(model, store) if offloads else 0
     batch = full_batch(args, rows, is_flat=_attends_per_document(model, args))
     found = trace_of_any_depth(model, batch, autocast=autocast)
+    found = without_casts(found) if _few_bits(args) else found
     return _Traced(sizes_of(model), ModelShape.of(model), found, num_offloaded * store.largest_bytes)
 
 
@@ -280,19 +282,35 @@ def sizes_of(model: Any, persistent_below: int = 100_000) -> Sizes:
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder_layers(model)]
     total = sum(count for count, _ in counts)
+    trained = [count for count, is_trained in counts if is_trained]
+    frozen = [
+        module.weight.numel()
+        for layer in decoder_layers(model)
+        for module in layer.modules()
+        if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad
+    ]
     return Sizes(
         total,
-        sum(count for count, is_trained in counts if is_trained),
+        sum(trained),
         max(layers, default=0),
         total - sum(layers),
         sum(count for count, _ in counts if count <= persistent_below),
+        sum(count for count in trained if count < SMALLEST),
+        sum(frozen),
+        max(frozen, default=0),
     )
 
 
 def _setting(args: Args, machine: Machine) -> Setting:
     accumulation = args.accumulation_steps(machine.world_size)
     halves = machine.bf16 and args.param_dtype == "bfloat16"
-    return Setting(machine.world_size, machine.bf16, accumulation, machine.device == "cuda", halves)
+    in_8bit = args.optim == "adamw_8bit"
+    is_cuda = machine.device == "cuda"
+    return Setting(machine.world_size, machine.bf16, accumulation, is_cuda, halves, in_8bit, _few_bits(args))
+
+
+def _few_bits(args: Args) -> int | None:
+    return 4 if args.load_in_4bit else 8 if args.load_in_8bit else None
 
 
 def _in_bf16(sharing: Sharing, args: Args, machine: Machine) -> bool:

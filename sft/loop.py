@@ -187,7 +187,8 @@ def sum_of_squares(batch: Batch, rows: Sequence[Sequence[int]], lengths: NDArray
     """Sum of the squared lengths of a batch's documents, or this rank's part of it where ranks share their tokens; what
     is left out of the documents does not count."""
     documents = [document for row in rows for document in row]
-    found = np.array(batch.layout.lengths if batch.layout is not None else lengths[documents], dtype=np.int64)
+    computed = batch.layout.without_padding().lengths if batch.layout is not None else lengths[documents]
+    found = np.array(computed, dtype=np.int64)
     return int(found @ found) // (batch.layout.group.size if batch.layout is not None else 1)
 
 
@@ -197,7 +198,7 @@ def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Arg
         return data.batch([document for row in rows for document in row])
     # No document sees the padding, so that any token will do.
     if collation == "flat":
-        return collate_flat([data[document] for row in rows for document in row], 0)
+        return collate_flat([data[document] for row in rows for document in row], 0, args.row_capacity)
     return collate_packed([[data[document] for document in row] for row in rows], 0, args.max_length)
 
 

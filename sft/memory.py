@@ -34,6 +34,11 @@ class Sizes:
     """Embeddings, output layer and last norm."""
     persistent: int = 0
     """Of the parameters that ZeRO-3 leaves whole because they are small."""
+    small_trained: int = 0
+    """Of the trained tensors that AdamW in eight bits keeps in float32."""
+    loadable_in_few_bits: int = 0
+    """Of the frozen matrices of the layers."""
+    largest_of_them: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,9 @@ class Setting:
     """True on CUDA, where a buffer is taken when it is made; on the CPU it is when it is written to."""
     bf16_parameters: bool = False
     """The torch engines compute with bfloat16 parameters beside their float32 masters."""
+    adamw_8bit: bool = False
+    few_bits: int | None = None
+    """4 or 8: so many for the frozen matrices of the layers."""
 
 
 @dataclass(frozen=True)
@@ -138,17 +146,33 @@ def weights_in_bf16(sharing: Sharing, *, bf16: bool, bf16_parameters: bool = Fal
 
 def _replicated(sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:
     """One process, or DDP, whose buckets hold the gradients from its first step on."""
-    weights = 2 * sizes.total + 4 * sizes.trained if setting.bf16_parameters else 4 * sizes.total
-    fixed = {"weights": weights, "optimizer states": 8 * sizes.trained}
+    fixed = {"weights": _replicated_weights(sizes, setting), "optimizer states": _adamw(sizes, setting)}
     whole = 4 * sizes.trained
     # Masters let go of their gradients after each step; DDP's buckets stay.
     is_ddp = setting.world_size > 1 and not setting.bf16_parameters
     keeps = setting.num_micro_batches > 1
     reducing = min(DDP_BUCKET_BYTES, whole) if setting.world_size > 1 else 0
+    if setting.few_bits:  # one matrix at a time, as it is computed with
+        reducing += (2 if setting.bf16 else 4) * sizes.largest_of_them
     for moment in trace.moments:
         gradients = whole if is_ddp or keeps else 4 * moment.num_gradients
         yield _peak(fixed, moment, gradients=gradients, buffers=reducing)
     yield _peak(fixed, gradients=whole)
+
+
+def _replicated_weights(sizes: Sizes, setting: Setting) -> int:
+    plain = sizes.total - (sizes.loadable_in_few_bits if setting.few_bits else 0)
+    weights = 2 * plain + 4 * sizes.trained if setting.bf16_parameters else 4 * plain
+    # In four bits: a scale in eight bits for each 64 weights, and one in 32 for each 256 scales. In eight: one per row.
+    per_weight = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0, None: 0.0}[setting.few_bits]
+    return weights + round(per_weight * sizes.loadable_in_few_bits)
+
+
+def _adamw(sizes: Sizes, setting: Setting) -> int:
+    """Two means; in eight bits with a float32 scale for each 256 numbers."""
+    if not setting.adamw_8bit:
+        return 8 * sizes.trained
+    return 8 * sizes.small_trained + round(2 * (1 + 4 / 256) * (sizes.trained - sizes.small_trained))
 
 
 def _fsdp(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> Iterator[Peak]:

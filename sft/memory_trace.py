@@ -122,6 +122,15 @@ def trace(model: Any, batch: Batch, *, autocast: bool) -> Trace:
     return Trace(tuple(counter.moments.values()), saved_bytes)
 
 
+def without_casts(found: Trace) -> Trace:
+    """The same passes with weights that are made anew whenever they are needed, as those in four and eight bits are."""
+    moments = (
+        Moment(moment.num_gradients, {kind: n for kind, n in moment.held_bytes.items() if kind != "weights in bf16"})
+        for moment in found.moments
+    )
+    return Trace(tuple(moments), found.saved_bytes)
+
+
 @dataclass
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that are alive."""

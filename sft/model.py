@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from sft.config import Args
+from sft.eight_bit import require_bitsandbytes
+from sft.liger import use_liger
 from sft.tiling import tile_mlps
 from sft.tokenizer import cannot_load, pad_token_id
+from sft.world import has_bf16
 from strict_settings import Problem, SettingsError
 
 
@@ -24,11 +27,14 @@ class BuiltModel:
     """Number format of the final weights."""
 
 
-def build_model(args: Args, tokenizer: Any, *, with_weights: bool = True) -> BuiltModel:
+def build_model(
+    args: Args, tokenizer: Any, *, with_weights: bool = True, device: torch.device | None = None
+) -> BuiltModel:
     """The model with a vocabulary that holds the tokenizer's, gradient checkpointing and adapters as asked for.
 
     Random weights follow from `seed` alone, so that every rank makes the same ones. `with_weights=False` only takes
     the configuration of a model that has a name, for tensors without memory (`memory_trace.without_memory`).
+    `device` is where the model is going to be; weights in four or eight bits are put there at once.
 
     Raises:
         SettingsError: the model cannot be loaded, or does not go with the tokenizer.
@@ -39,7 +45,7 @@ def build_model(args: Args, tokenizer: Any, *, with_weights: bool = True) -> Bui
         sizes = config.get_text_config()
         sizes.vocab_size = max(sizes.vocab_size, len(tokenizer))
     is_random = args.model_config is not None or not with_weights
-    model = _from_config(args, config) if is_random else _from_pretrained(args)
+    model = _from_config(args, config) if is_random else _from_pretrained(args, device or torch.device("cpu"))
     _fit_vocabulary(model, tokenizer, args)
     model.config.use_cache = False
     if args.gradient_checkpointing:
@@ -47,6 +53,8 @@ def build_model(args: Args, tokenizer: Any, *, with_weights: bool = True) -> Bui
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
         _recompute_one_of(model, args.gradient_checkpointing_every)
+    if args.liger and with_weights:
+        use_liger(model, device or torch.device("cpu"))
     if args.mlp_tile_tokens is not None:
         tile_mlps(model, args.mlp_tile_tokens)
     if args.lora.enabled:
@@ -70,9 +78,10 @@ def _recompute_one_of(model: Any, every: int) -> None:
         layer.gradient_checkpointing = number % every == 0
 
 
-def _from_pretrained(args: Args) -> Any:
+def _from_pretrained(args: Args, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
+    few_bits = _in_few_bits(args, device)
     try:
         return AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path,
@@ -80,9 +89,27 @@ def _from_pretrained(args: Args) -> Any:
             use_safetensors=True,
             trust_remote_code=args.trust_remote_code,
             attn_implementation=_attention(args),
+            **few_bits,
         )
     except Exception as error:  # the library raises many kinds; its own words are the best there are
         raise cannot_load("model_name_or_path", args.model_name_or_path, error) from error
+
+
+def _in_few_bits(args: Args, device: torch.device) -> dict[str, Any]:
+    """What transformers is told to load the layers' weights in four or eight bits (Dettmers et al., "QLoRA", 2023)."""
+    if not (args.load_in_4bit or args.load_in_8bit):
+        return {}
+    require_bitsandbytes("load_in_4bit" if args.load_in_4bit else "load_in_8bit", True)
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=args.load_in_4bit,
+        load_in_8bit=args.load_in_8bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if args.in_bf16(has_bf16(device)) else torch.float32,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _attention(args: Args) -> str | None:

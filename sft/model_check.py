@@ -55,7 +55,7 @@ def prepare_model(engine: Engine, args: Args, world: World) -> Collation:
     finally:
         engine.model.train(was_training)
     if args.compile:  # not before: what is tried here would be compiled too
-        compile_layers(engine.model)
+        compile_layers(engine.model, fixed_sizes=collation == "packed" or args.row_capacity is not None)
     return collation
 
 

@@ -8,16 +8,21 @@ from typing import Any
 import torch
 
 from sft.config import Args
+from sft.eight_bit import adamw_8bit
 
 
 def build_optimizer(model: Any, args: Args) -> torch.optim.Optimizer:
-    """Fused AdamW over the trainable parameters; biases and norms are not decayed."""
+    """Fused AdamW, or the one in eight bits, over the trainable parameters; biases and norms are not decayed."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trainable if _is_matrix(name, parameter) and args.weight_decay]
     kept = [parameter for name, parameter in trainable if not (_is_matrix(name, parameter) and args.weight_decay)]
     groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if args.optim == "adamw_8bit":
+        betas = (args.adam_beta1, args.adam_beta2)
+        return adamw_8bit(groups, args.peak_learning_rate, betas, args.adam_epsilon)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=args.peak_learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,

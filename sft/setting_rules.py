@@ -47,6 +47,7 @@ def problems_between(args: Args) -> Iterator[Problem]:
             yield Problem(name, getattr(args, name), "come with an eval_file")
     yield from _settings_alone(args)
     yield from _precision(args)
+    yield from _few_bits(args)
     yield from _unknown_columns(args)
     yield from _missing_files(args)
     if args.deepspeed is not None and Path(args.deepspeed).is_file():
@@ -79,6 +80,28 @@ def _precision(args: Args) -> Iterator[Problem]:
     if args.param_dtype == "bfloat16" and args.bf16 is False:
         remedy = "Leave bf16 out, or set param_dtype: float32."
         yield Problem("bf16", False, "not be false with param_dtype: bfloat16", remedy)
+
+
+def _few_bits(args: Args) -> Iterator[Problem]:
+    """Where weights or AdamW's state are in four or eight bits."""
+    few = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(args, name)]
+    chosen: list[tuple[str, object]] = [(name, True) for name in few]
+    chosen += [("optim", args.optim)] if args.optim == "adamw_8bit" else []
+    for name, value in chosen:
+        for other in ("fsdp", "deepspeed"):
+            if getattr(args, other):
+                remedy = f"Leave {other} out: what is left to share out is small." if few else f"Leave {other} out."
+                yield Problem(name, value, f"not be given with {other}", remedy)
+    if len(few) > 1:
+        yield Problem("load_in_8bit", True, "not be given with load_in_4bit", "Keep one of the two.")
+    if few and not args.lora.enabled:
+        remedy = "Add lora: {r: 16}. Weights in so few bits cannot be trained, adapters beside them can."
+        yield Problem(few[0], True, "come with lora", remedy)
+    if few and args.model_config is not None:
+        yield Problem(few[0], True, "come with model_name_or_path", "There are no weights to load.")
+    if few and args.lora.merge:
+        remedy = "Merge the adapter afterwards into the model as it was, with peft's merge_and_unload."
+        yield Problem("lora.merge", True, f"be false with {few[0]}", remedy)
 
 
 def _unknown_columns(args: Args) -> Iterator[Problem]:

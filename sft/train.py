@@ -207,7 +207,7 @@ def build_engine(
     bf16 = args.in_bf16(has_bf16(world.device))
 
     def build() -> BuiltModel:
-        built = build_model(args, tokenizer)
+        built = build_model(args, tokenizer, device=world.device)
         base = built.model.get_base_model() if args.lora.enabled else built.model
         set_stop_tokens(base, tokenizer, stop_token_ids)
         if args.activation_offload:

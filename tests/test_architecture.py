@@ -24,7 +24,7 @@ LAYERS = {
         "strict_json rows",
         "values",
         "messages",
-        "world formats activation_offload prefetch sharding storage text_rows documents mask_options",
+        "world formats activation_offload eight_bit liger prefetch sharding storage text_rows documents mask_options",
         "output_layer last_layer tiling tokenizer",
         "sequence_parallel",
         "attention",
@@ -137,6 +137,8 @@ def test_a_package_never_imports(package: str, name: str) -> None:
         ("submitit", "launch/cluster.py"),
         ("deepspeed", "sft/deepspeed_engine.py"),
         ("datasets", "sft/table_rows.py"),
+        ("bitsandbytes", "sft/eight_bit.py"),
+        ("liger_kernel", "sft/liger.py"),
         ("yaml", None),
     ],
 )

@@ -11,7 +11,7 @@ from tiny import ANY_SIZES
 from torch import Tensor
 from torch.nn import functional
 
-from sft import output_layer
+from sft import attention, output_layer
 from sft.attention import Layout
 from sft.batching import collate, collate_flat, collate_packed
 from sft.config import Args
@@ -136,7 +136,9 @@ def test_all_documents_in_one_row_give_the_loss_and_gradients_of_one_at_a_time(
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2"])
-def test_a_row_of_fixed_capacity_padded_rows_and_packed_rows_are_the_same(model_type: str) -> None:
+def test_a_row_of_fixed_capacity_padded_rows_and_packed_rows_are_the_same(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of(model_type, attn_implementation="eager")
     batch = documents(*LENGTHS)
     expected_loss, expected = by_hand(model, batch)
@@ -153,8 +155,19 @@ def test_a_row_of_fixed_capacity_padded_rows_and_packed_rows_are_the_same(model_
     assert prepare_model(engine, Args(), WORLD) == "flat"
     fixed = collate_flat(batch, 0, capacity=100)
     assert fixed.input_ids.shape == (1, 100)
+    assert fixed.layout is not None
+    lengths_seen: list[int] = []
+    one_by_one = attention._one_by_one
+
+    def measured(query: torch.Tensor, *words: Any, **more: Any) -> torch.Tensor:
+        lengths_seen.append(query.shape[2])
+        return one_by_one(query, *words, **more)
+
+    monkeypatch.setattr(attention, "_one_by_one", measured)
     assert float(engine.accumulate(fixed, fixed.total_weight, is_last=True)) == pytest.approx(expected_loss, rel=1e-5)
     assert_same(_taken_gradients(model), expected)
+    assert set(lengths_seen) == {100 - fixed.layout.num_padding}  # no attention for the padding
+    assert 0 < fixed.layout.num_padding < 100
 
 
 @pytest.mark.parametrize("model_type", STATEFUL)

@@ -50,6 +50,8 @@ def test_documents_end_to_end_stand_in_the_order_of_their_length_without_their_t
     assert filled.layout.lengths == (1, 2, 3, 3)
     assert batch.layout.runs() == [(1, 1), (1, 2), (1, 3)]
     assert filled.layout.runs() == [(1, 1), (1, 2), (2, 3)]
+    computed = filled.layout.without_padding()
+    assert (computed.lengths, computed.starts.tolist()) == ((1, 2, 3), [0, 1, 3, 6])
     with pytest.raises(ValueError, match="a row has 6 tokens; it must have at most 5"):
         collate_flat(documents, PAD, capacity=5)
 

@@ -195,6 +195,16 @@ def test_masters_by_hand() -> None:
     assert parts(peak(Sharing("one"), lora, TRACE, masters)) == (2000 + 400, 0, 800, 5000, 700, 0)
 
 
+def test_few_bits_by_hand() -> None:
+    sizes = replace(SIZES, trained=600, small_trained=88, loadable_in_few_bits=400, largest_of_them=30)
+    found = peak(Sharing("one"), sizes, TRACE, Setting(1, False, 1, False, adamw_8bit=True))
+    assert found.parts["optimizer states"] == 8 * 88 + 2 * (512 + 4 * 2)
+    for bits, in_bits in ((8, 400), (4, 206)):
+        found = peak(Sharing("one"), sizes, TRACE, Setting(1, False, 1, False, few_bits=bits))
+        assert found.parts["weights"] == 4 * 600 + in_bits
+        assert found.parts["buffers"] == 4 * 30
+
+
 def test_zero_by_hand() -> None:
     stage2 = Sharing.of_deepspeed("2", {"zero_optimization": {"stage": 2, "reduce_bucket_size": 300}})
     # bfloat16 weights, a quarter of the float32 ones and of AdamW's states.
@@ -372,7 +382,7 @@ def _key(choice: Choice) -> tuple[str, bool, bool]:
 def test_what_the_table_says_of_your_settings_is_what_is_told_of_them_alone(tmp_path: Path) -> None:
     halves = {"param_dtype": "bfloat16", "bf16": True}
     stage3 = {"deepspeed": str(ROOT / "ds_configs/zero3.json")}
-    for settings in ({}, {"fsdp": True}, stage3, {"lora": {"r": 4}}, halves):
+    for settings in ({}, {"fsdp": True}, stage3, {"lora": {"r": 4}}, halves, {"optim": "adamw_8bit"}):
         args = tiny_args(tmp_path / "x", tmp_path, max_length=64, **settings)
         tokenizer, machine, rows = build_tokenizer(args), Machine("cpu", 1, 2, GIB, True), Rows(64, 0.5)
         (yours,) = [choice for choice in estimate(args, tokenizer, machine, rows).choices if choice.is_yours]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ import pytest
 import torch
 from tiny import QWEN3, losses, tiny_args, write_conversations
 
+from sft import model_check
+from sft.batching import Batch
+from sft.engine import TorchEngine
 from sft.lora_args import LoraArgs
 from sft.model import build_model
 from sft.tokenizer import build_tokenizer
@@ -60,6 +66,56 @@ def test_a_share_of_ranks_that_does_not_divide_them_is_refused(tmp_path: Path) -
     assert args.accumulation_steps(8) == 1
 
 
+def _filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Runs of 8 packed steps, plain and compiled; asserts on their losses and sizes. Graphs there are before each of
+    the compiled steps' updates."""
+    from torch._dynamo.utils import counters
+
+    train_file = write_conversations(tmp_path / "train.jsonl", 24)
+    sizes: list[int] = []
+    graphs: list[int] = []
+    accumulate, step = TorchEngine.accumulate, TorchEngine.step
+
+    def counting(self: TorchEngine, *words: Any) -> tuple[float, float]:
+        graphs.append(counters["stats"]["unique_graphs"])
+        return step(self, *words)
+
+    def measuring(self: TorchEngine, batch: Batch, *words: Any, **more: Any) -> torch.Tensor:
+        sizes.append(batch.input_ids.numel())
+        return accumulate(self, batch, *words, **more)
+
+    monkeypatch.setattr(TorchEngine, "step", counting)
+    monkeypatch.setattr(TorchEngine, "accumulate", measuring)
+    found = []
+    for compiled in (False, True):
+        counters.clear()
+        more: dict[str, Any] = {"packing": True, "max_length": 160, "compile": compiled}
+        train_with(tiny_args(train_file, tmp_path / f"{compiled}", max_steps=8, **more))
+        found.append(losses(tmp_path / f"{compiled}"))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert len(set(sizes[:8])) > 3
+    assert set(sizes[8:]) == {2 * 160}
+    return graphs[8:]
+
+
+def test_packed_rows_of_compiled_layers_are_filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(model_check, "compile_layers", lambda _, fixed_sizes: asked.append(fixed_sizes))
+    _filled_up(tmp_path, monkeypatch)
+    assert asked == [True]
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for the CPU, and there is none")
+def test_nothing_is_compiled_after_the_first_step_of_filled_up_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = _filled_up(tmp_path, monkeypatch)
+    assert graphs[0] >= 2
+    assert graphs == [graphs[0]] * 8
+
+
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for the CPU, and there is none")
 def test_compiled_layers_train_alike_and_are_compiled_once_for_all_lengths(tmp_path: Path) -> None:
@@ -75,3 +131,44 @@ def test_compiled_layers_train_alike_and_are_compiled_once_for_all_lengths(tmp_p
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     # Before and after attention, which is left out; the first layer's input has no gradient when it is compiled first.
     assert 2 <= counters["stats"]["unique_graphs"] <= 4
+
+
+def test_liger_is_told_to_replace_all_but_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+
+    def apply(
+        rope: bool = False,
+        cross_entropy: bool = True,
+        fused_linear_cross_entropy: bool = True,
+        rms_norm: bool = False,
+        swiglu: bool = False,
+        model: Any = None,
+    ) -> None:
+        told.append({"rope": rope, "rms_norm": rms_norm, "swiglu": swiglu, "model": model})
+        told[-1] |= {"cross_entropy": cross_entropy, "fused_linear_cross_entropy": fused_linear_cross_entropy}
+
+    stand_in = types.ModuleType("monkey_patch")
+    stand_in.MODEL_TYPE_TO_APPLY_LIGER_FN = {"qwen3": apply}  # type: ignore[attr-defined]
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", stand_in)
+    args = tiny_args(tmp_path / "none", tmp_path, liger=True, lora=LoraArgs(r=4))
+    model = build_model(args, build_tokenizer(args), device=torch.device("cuda")).model
+    assert len(told) == 1
+    assert told[0].pop("model") is model.get_base_model()
+    losses_off = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    assert told[0] == {"rope": True, "rms_norm": True, "swiglu": True, **losses_off}
+    other = {"model_type": "gpt_neox", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+    args = replace(args, model_config=other)
+    with pytest.raises(SettingsError, match=r"liger is .*; it must be false for gpt_neox. Liger knows qwen3"):
+        build_model(args, build_tokenizer(args), device=torch.device("cuda"))
+
+
+def test_liger_is_refused_where_it_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = tiny_args(tmp_path / "none", tmp_path, liger=True)
+    with pytest.raises(SettingsError, match=r"liger is .*; it must be false on a cpu. Leave it out"):
+        build_model(args, build_tokenizer(args))
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    with pytest.raises(SettingsError, match=r"must come with liger-kernel, which is not here. Run pip install"):
+        build_model(args, build_tokenizer(args), device=torch.device("cuda"))
+    assert build_model(args, build_tokenizer(args), with_weights=False).model is not None
