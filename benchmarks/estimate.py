@@ -58,6 +58,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "LoRA, bf16 parameters": (1, {"lora": {"r": 16}, "bf16": True, "param_dtype": "bfloat16"}),
     "DDP": (2, {}),
     "DDP, bf16 parameters": (2, {"bf16": True, "param_dtype": "bfloat16"}),
+    "DDP, shared rows": (2, {"sequence_parallel_size": 2, "per_device_train_batch_size": 16}),
+    "full, every second layer checkpointed": (1, {"gradient_checkpointing": True, "gradient_checkpointing_every": 2}),
     "FSDP": (2, {"fsdp": True}),
     **{f"ZeRO-{stage}": (2, {"deepspeed": str(ROOT / f"ds_configs/zero{stage}.json")}) for stage in (1, 2, 3)},
     **{
@@ -101,6 +103,7 @@ def steps(args: Any, tokenizer: Any, world: Any) -> tuple[int, float]:
     """(peak in bytes above the resident set before, seconds of the fastest step)."""
     from sft.estimate import Rows, full_batch
     from sft.model_check import prepare_model
+    from sft.sequence_shards import shard_of
     from sft.train import build_engine
 
     gc.collect()
@@ -109,13 +112,14 @@ def steps(args: Any, tokenizer: Any, world: Any) -> tuple[int, float]:
         _, engine = build_engine(args, tokenizer, [], Path(folder), world)
     is_flat = prepare_model(engine, args, world) == "flat"
     engine.model.train()
-    batch, accumulation = full_batch(args, Rows(LENGTH, 1.0), is_flat=is_flat), args.accumulation_steps(world.size)
+    batch = shard_of(full_batch(args, Rows(LENGTH, 1.0), is_flat=is_flat), world.sequence).to(world.device)
+    accumulation = args.accumulation_steps(world.size)
     fastest = float("inf")
     for step in range(NUM_STEPS):
         if step == 1:
             Path("/proc/self/clear_refs").write_text("5")
         started = time.perf_counter()
-        weight = batch.total_weight * accumulation * world.size
+        weight = world.sum(batch.total_weight)[0] * accumulation
         for number in range(accumulation):
             loss_sum = engine.accumulate(batch, weight, is_last=number == accumulation - 1)
         engine.step(1e-4, world.total(loss_sum) / weight)
@@ -137,7 +141,8 @@ def child(model: str, way: str, threads: int, *, keeps_freed: bool) -> None:
         assert keep_freed_memory(os.environ)
     args = settings(MODELS[model], WAYS[way][1])
     tokenizer = build_tokenizer(args)
-    with world_from_env(600, always_group=args.deepspeed is not None or args.fsdp) as world:
+    needs_group = args.deepspeed is not None or args.fsdp
+    with world_from_env(600, always_group=needs_group, sequence_parallel_size=args.sequence_parallel_size) as world:
         steps(settings(WARM_UP, WAYS[way][1]), tokenizer, world)
         rate = measured_flops_per_s(world.device, bf16=bool(args.bf16))
         found, seconds = steps(args, tokenizer, world)

@@ -22,7 +22,10 @@ from sft.memory import Peak, Setting, Sharing, Sizes, peak, weights_in_bf16
 from sft.memory_trace import Trace, without_casts, without_memory
 from sft.model import build_model
 from sft.packing_check import stateful_part
+from sft.sequence_shards import shard_of
 from sft.trace_depth import trace_of_any_depth
+from sft.world import SequenceGroup
+from strict_settings import Problem, SettingsError
 
 GIB = 2**30
 RESERVED_BYTES = {"cuda": round(1.5 * GIB), "cpu": round(0.6 * GIB)}
@@ -255,7 +258,13 @@ def _traced(args: Args, tokenizer: Any, rows: Rows, *, in_bf16: bool, autocast: 
     offloads = args.activation_offload and args.gradient_checkpointing
     num_offloaded = offload_inputs(model, store) if offloads else 0
     batch = full_batch(args, rows, is_flat=_attends_per_document(model, args))
-    found = trace_of_any_depth(model, batch, autocast=autocast)
+    group_size = args.sequence_parallel_size
+    # Of the ranks that share a row the last one has most trained tokens.
+    batch = shard_of(batch, SequenceGroup(group_size - 1, group_size))
+    try:
+        found = trace_of_any_depth(model, batch, autocast=autocast)
+    except ValueError as error:  # of heads that cannot be shared out
+        raise SettingsError(Problem("sequence_parallel_size", group_size, "suit the model", str(error))) from error
     found = without_casts(found) if _few_bits(args) else found
     return _Traced(sizes_of(model), ModelShape.of(model), found, num_offloaded * store.largest_bytes)
 
@@ -319,7 +328,7 @@ def _in_bf16(sharing: Sharing, args: Args, machine: Machine) -> bool:
 
 def _step_time(shape: ModelShape, args: Args, machine: Machine, rows: Rows) -> StepTime:
     batch = full_batch(args, rows, is_flat=True)
-    num_batches = args.accumulation_steps(machine.world_size) * machine.world_size
+    num_batches = args.accumulation_steps(machine.world_size) * machine.world_size // args.sequence_parallel_size
     work = Work(
         batch.num_tokens * num_batches,
         batch.num_trained_tokens * num_batches,

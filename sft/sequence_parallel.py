@@ -88,17 +88,22 @@ def _exchanged(parts: Sequence[Tensor], group: SequenceGroup) -> list[Tensor]:
 
 
 class _AllToAll(torch.autograd.Function):
-    """Entry j of the input goes to rank j, entry j of the output comes from it; so do their gradients."""
+    """Entry j of the input goes to rank j, entry j of the output comes from it; so do their gradients.
+
+    Without a process group nothing is sent: on tensors without memory, whose pass is only measured.
+    """
 
     @staticmethod
     def forward(ctx: Any, sent: Tensor, process_group: Any) -> Tensor:
         ctx.process_group = process_group
         received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=process_group)
+        if process_group is not None:
+            dist.all_to_all_single(received, sent, group=process_group)
         return received
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         returned = torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(returned, gradient.contiguous(), group=ctx.process_group)
+        if ctx.process_group is not None:
+            dist.all_to_all_single(returned, gradient.contiguous(), group=ctx.process_group)
         return returned, None

@@ -19,7 +19,7 @@ from sft.attention import use_document_attention
 from sft.batching import Batch, collate, collate_flat
 from sft.config import ROOT
 from sft.documents import Document
-from sft.estimate import Choice, Machine, Rows, estimate, full_batch, own_peak, recommended
+from sft.estimate import Choice, Machine, Rows, estimate, full_batch, own_peak, own_step_time, recommended
 from sft.loss import LossModule
 from sft.memory import Peak, Setting, Sharing, Sizes, peak, weights_in_bf16
 from sft.memory_trace import Moment, Trace, trace, without_memory
@@ -27,6 +27,7 @@ from sft.model import build_model
 from sft.output_layer import output_layer_of
 from sft.tokenizer import build_tokenizer
 from sft.trace_depth import extrapolated, trace_of_any_depth
+from strict_settings import SettingsError
 
 GIB = 2**30
 
@@ -144,6 +145,22 @@ def test_many_layers_that_are_recomputed_in_turn_follow_from_few(tmp_path: Path)
     for per_gradient in (0, 4):
         most = [max(m.total_bytes + per_gradient * m.num_gradients for m in found.moments) for found in (whole, quick)]
         assert most[0] == most[1]
+
+
+def test_ranks_that_share_rows_hold_a_share_of_them(tmp_path: Path) -> None:
+    args = tiny_args(tmp_path / "x", tmp_path, max_length=128, per_device_train_batch_size=4)
+    tokenizer, machine, rows = build_tokenizer(args), Machine("cpu", 1, 4, GIB, False), Rows(128, 0.5)
+    shared = [replace(args, sequence_parallel_size=size) for size in (1, 2, 4)]
+    peaks = [own_peak(each, tokenizer, machine, rows) for each in shared]
+    held = [peak.parts["activations"] for peak in peaks]
+    # An exchange has what is sent and what has arrived, and all key-value heads of 2 for 4 ranks are there twice.
+    assert 0.5 * held[0] <= held[1] <= 0.65 * held[0]
+    assert 0.25 * held[0] <= held[2] <= 0.40 * held[0]
+    assert peaks[0].parts["weights"] == peaks[2].parts["weights"]
+    tokens = [own_step_time(each, tokenizer, machine, rows).num_tokens for each in shared]
+    assert tokens == [4 * 4 * 128, 2 * 4 * 128, 4 * 128]
+    with pytest.raises(SettingsError, match=r"sequence_parallel_size is 8; it must suit the model"):
+        own_peak(replace(args, sequence_parallel_size=8), tokenizer, replace(machine, procs_per_node=8), rows)
 
 
 def test_extrapolation_by_hand() -> None:
