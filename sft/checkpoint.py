@@ -1,30 +1,36 @@
-"""Checkpoints: what a run needs to go on, in a form that no engine owns.
+"""Checkpoints: what a run needs to go on, in a form that no engine and no number of ranks owns.
 
-`checkpoints/step-00000100/` holds the trained weights and AdamW's two means, each whole and in float32 (safetensors,
-no pickle), and `state.json`. A checkpoint of any engine and any world can be taken up by any other. It appears under
-its name when it is complete.
+`checkpoints/step-00000100/` holds a part of the trained weights and of AdamW's two means for each rank that wrote it
+(safetensors, float32, no pickle), and `MANIFEST.json`. The step waits only until its values are copied to the memory
+of the CPU; threads write, hash and sync them. It appears under its name when it is complete, and is compared with its
+manifest before it is used (docs/recovery.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-import re
-import shutil
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
+import torch
+from torch import Tensor
 
-from sft.engine import OPTIMIZER_KINDS, Engine, TensorKind
-from sft.errors import CheckpointError
-from sft.storage import TensorEntry, new_folder, write_json, write_tensors
+from sft import commit
+from sft.agreement import agreed, together, told_by_main
+from sft.checkpoint_search import find_checkpoint, problems_of
+from sft.checkpoint_write import CheckpointWrite
+from sft.engine import Engine
+from sft.errors import CheckpointError, StorageError
+from sft.fence import Fence
+from sft.identity import Identity
+from sft.manifest import MANIFEST, Manifest
+from sft.pieces import KINDS, PartFiles, Piece, TensorKind, file_chunks, share_sizes
+from sft.storage import Written, storage_errors
 from sft.world import World
-from strict_settings import Problem, SettingsError
-
-_NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -42,138 +48,230 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory. All methods are collectives, but for `close`."""
 
-    def __init__(self, folder: Path, world: World, identity: dict[str, Any], keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        identity: Identity,
+        keep: int,
+        *,
+        fence: Fence | None,
+        cursor: Callable[[int], tuple[int, int]],
+        before_commit: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = print,
+        timeout_s: float = 1800.0,
+    ) -> None:
         """
         Args:
             folder: `<output_dir>/checkpoints`.
             world: the ranks.
-            identity: settings that must be the same for a checkpoint to be taken up.
+            identity: what must be the same for a checkpoint to be taken up.
             keep: the newest ones to keep; the best one is kept beside them.
+            fence: on rank 0, its right to write there.
+            cursor: the step → (epochs that are over, rows of this epoch that were trained).
+            before_commit: called by a thread of rank 0 before a checkpoint appears: brings the log to the disk.
+            say: for people, on rank 0.
+            timeout_s: how long parts of other ranks are waited for.
         """
         self.folder = folder
         self._world = world
         self._identity = identity
         self._keep = keep
-
-    def save(self, engine: Engine, state: RunState) -> Path:
-        """Writes a checkpoint (a collective) and removes those that are too many."""
-        path = self.path(state.step)
-        parameters = {name: p for name, p in engine.model.named_parameters() if p.requires_grad}
-        if not self._world.is_main:
-            self._write_kinds(engine, parameters, path)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with new_folder(path) as temporary:
-                self._write_kinds(engine, parameters, temporary)
-                write_json(temporary / "state.json", {**dataclasses.asdict(state), "identity": self._identity})
-            self._prune(state)
-        self._world.barrier()
-        return path
-
-    def _write_kinds(self, engine: Engine, parameters: dict[str, Any], folder: Path) -> None:
-        kinds: tuple[TensorKind, ...] = ("weight", *OPTIMIZER_KINDS)
-        for kind in kinds:
-            entries = [
-                TensorEntry(
-                    name,
-                    int(getattr(parameter, "ds_numel", parameter.numel())) * 4,
-                    partial(engine.gather, name, kind),
-                )
-                for name, parameter in parameters.items()
-            ]
-            write_tensors(entries, folder, kind, is_main=self._world.is_main)
+        self._fence = fence
+        self._cursor = cursor
+        self._before_commit = before_commit
+        self._say = say if world.is_main else lambda _: None
+        self._timeout_s = timeout_s
+        self._token = int(told_by_main(world, fence.token if fence is not None else 0))
+        self._values: Tensor | None = None
+        self._pieces: list[Piece] = []
+        self._state = RunState()
+        self._writing: CheckpointWrite | None = None
+        self._saved_step: int | None = None
+        self._num_writes = 0
+        self._num_failures = 0
 
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
-        return self.folder / f"step-{step:08d}"
-
-    def newest(self) -> Path | None:
-        """The complete checkpoint with the highest step."""
-        found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
-        complete = [path for path in found if (path / "state.json").is_file()]
-        return max(complete, default=None, key=lambda path: path.name)
+        return commit.checkpoint_path(self.folder, step)
 
     def find(self, wanted: str) -> Path | None:
-        """The checkpoint that `resume_from_checkpoint` means.
-
-        Raises:
-            CheckpointError: a folder was named and is no checkpoint.
-        """
-        if wanted == "none":
-            return None
-        if wanted == "auto":
-            return self.newest()
-        path = Path(wanted)
-        if not (path / "state.json").is_file():
-            remedy = "Name a folder like checkpoints/step-00000100, or auto, or none."
-            raise CheckpointError(f"resume_from_checkpoint is {wanted!r}; it must hold a state.json. {remedy}")
-        return path
+        """The checkpoint that `resume_from_checkpoint` means; see `checkpoint_search.find_checkpoint`."""
+        with together(self._world), storage_errors(self.folder):
+            if self._world.is_main and self.folder.is_dir():
+                commit.remove_leftovers(self.folder)  # before the look: see `commit`
+        return find_checkpoint(self.folder, wanted, self._world, self._say)
 
     def load(self, path: Path, engine: Engine) -> RunState:
-        """Sets weights and optimizer as they were (a collective).
+        """Sets weights and optimizer as they were.
 
         Raises:
-            SettingsError: the checkpoint belongs to a run with other settings; each difference is named.
-            CheckpointError: a file of it cannot be read.
+            SettingsError, ChangedError: the checkpoint belongs to another run; each difference is named.
+            CheckpointError: it does not fit the model.
         """
-        record = _read_state(path)
-        self._check_identity(path, record.pop("identity", {}))
-        state = RunState(**record)
+        manifest = Manifest.read(path / MANIFEST)
+        with together(self._world):
+            for note in self._identity.check(path, manifest.identity):
+                self._say(f"warning: {note}. Rows of this epoch may be seen twice or not at all where it orders them.")
+            state = RunState(**manifest.state)
+        if path == self.path(state.step):
+            self._saved_step = state.step
         engine.start_from(state.step)
-        for kind in OPTIMIZER_KINDS:
-            _load_kind(path, engine, kind)
-        _load_kind(path, engine, "weight")
+        self._read(path, manifest, engine, KINDS)
         return state
 
     def load_weights(self, path: Path, engine: Engine) -> None:
-        """Sets the weights only (a collective)."""
-        _load_kind(path, engine, "weight")
+        """Sets the weights only.
 
-    def _check_identity(self, path: Path, identity: dict[str, Any]) -> None:
-        problems = [
-            Problem(
-                key,
-                value,
-                f"be {identity.get(key)!r}, as in {path}",
-                "Resume with the same settings, or start anew with resume_from_checkpoint: none or another output_dir.",
+        Raises:
+            CheckpointError: the checkpoint is damaged.
+        """
+        if problems := problems_of(path, self._world, self._say):
+            raise CheckpointError(f"{'; '.join(problems)}. The model of the best evaluation is lost.")
+        self._read(path, Manifest.read(path / MANIFEST), engine, ("weight",))
+
+    def _read(self, path: Path, manifest: Manifest, engine: Engine, kinds: Sequence[TensorKind]) -> None:
+        with together(self._world):
+            files = PartFiles([path / name for name in sorted(manifest.files)])
+            for piece in engine.pieces():
+                if piece.kind in kinds:
+                    engine.write_piece(piece, files.read(piece))
+        engine.weights_changed()
+
+    def begin(self, engine: Engine, step: int, num_saves: int) -> None:
+        """Makes the folder ready for a run from `step`: sets later checkpoints aside, and sees that there is room for
+        those to come.
+
+        Args:
+            engine: with its parameters.
+            step: from which the run goes on.
+            num_saves: checkpoints that it will write, as far as is known.
+
+        Raises:
+            StorageError: there is no room, with both figures; or the folder cannot be written.
+        """
+        self._pieces = engine.pieces()
+        (num_elements,) = self._world.sum(float(sum(share_sizes(self._pieces))))
+        with together(self._world), storage_errors(self.folder):
+            if self._world.is_main:
+                for path in commit.set_aside(self.folder, step, str(self._token)):
+                    self._say(f"{path.name} is of a later step, or damaged; it goes with the next checkpoint.")
+                self._require_room(4 * int(num_elements), num_saves)
+
+    def _require_room(self, num_bytes: int, num_saves: int) -> None:
+        # One more than are kept while it is written, and the best one.
+        num_at_once = min(num_saves, self._keep + 2)
+        needed = max(num_at_once - len(commit.checkpoints_in(self.folder)), min(num_at_once, 1)) * num_bytes
+        status = os.statvfs(self.folder.parent)
+        free = status.f_bavail * status.f_frsize
+        if needed > free:
+            raise StorageError(
+                f"{self.folder} has {free / 1e6:,.0f} MB free; {num_at_once} checkpoints of {num_bytes / 1e6:,.0f} MB "
+                f"need {needed / 1e6:,.0f} MB more. Free space there, or lower save_total_limit."
             )
-            for key, value in self._identity.items()
-            if identity.get(key) != value
-        ]
-        if problems:
-            raise SettingsError(problems)
 
-    def _prune(self, state: RunState) -> None:
-        found = sorted(path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name))
-        best = self.path(state.best_step) if state.best_step is not None else None
-        for path in found[: -self._keep]:
-            if path != best:
-                shutil.rmtree(path)
+    def save(self, engine: Engine, state: RunState) -> None:
+        """Starts the writing of a checkpoint; the caller may go on as soon as the values are copied.
 
+        Raises:
+            NonFiniteError: the one before held values that are no numbers, and was not written.
+            StorageError: two in a row could not be written.
+            FencedError: another process has taken the run directory over.
+        """
+        self._settle()
+        if state.step == self._saved_step and not self._num_failures:
+            return
+        self._copy(engine)
+        self._state, self._saved_step = state, state.step
+        self._start()
 
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}/state.json cannot be read: {error}. Remove this checkpoint.") from error
-    return state
+    @torch.no_grad()
+    def _copy(self, engine: Engine) -> None:
+        """This rank's shares of all pieces, end to end in one buffer, which is made once: page-locked on a GPU."""
+        self._pieces = engine.pieces()
+        sizes, is_cuda = share_sizes(self._pieces), self._world.device.type == "cuda"
+        if self._values is None:
+            self._values = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=is_cuda)
+        for piece, own in zip(self._pieces, torch.split(self._values, sizes), strict=True):
+            own.copy_(engine.read_piece(piece)[piece.share], non_blocking=True)
+        if is_cuda:
+            torch.cuda.current_stream().synchronize()
 
+    def _start(self) -> None:
+        assert self._values is not None
+        self._num_writes += 1
+        self._writing = CheckpointWrite(
+            commit.temporary_path(self.folder, self._state.step, f"{self._token}-{self._num_writes}"),
+            self._world.rank,
+            partial(file_chunks, self._pieces, self._values),
+            num_parts=self._world.size,
+            commits=self._commit if self._world.is_main else None,
+            timeout_s=self._timeout_s,
+        )
+        self._writing.start()
 
-def _load_kind(path: Path, engine: Engine, kind: TensorKind) -> None:
-    """Scatters one kind of tensor. Every rank reads the file for itself: it is mapped, not loaded."""
-    names = {name for name, parameter in engine.model.named_parameters() if parameter.requires_grad}
-    try:
-        for file in sorted(path.glob(f"{kind}*.safetensors")):
-            # `exp_avg*` also finds the files of `exp_avg_sq`.
-            if file.name.split(".")[0].split("-")[0] != kind:
-                continue
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                    engine.scatter(name, kind, tensors.get_tensor(name))
-                    names.discard(name)
-    except Exception as error:  # safetensors has its own error type per cause
-        raise CheckpointError(f"{path}: {kind} cannot be read: {error}. Remove this checkpoint.") from error
-    if names:
-        raise CheckpointError(f"{path}: {kind} of {sorted(names)[0]} and {len(names) - 1} more are missing.")
+    def _commit(self, files: Mapping[str, Written]) -> None:
+        """Runs in rank 0's thread."""
+        assert self._writing is not None
+        assert self._fence is not None
+        epoch, position = self._cursor(self._state.step)
+        state, identity = dataclasses.asdict(self._state), self._identity.to_json()
+        step, writer = self._state.step, str(self._fence.holder)
+        manifest = Manifest(step, epoch, position, self._world.size, self._token, writer, state, identity, files)
+        self._before_commit()
+        commit.commit(self._writing.temporary, manifest, self._fence.check)
+        try:
+            commit.prune(self.folder, self._keep, self._state.best_step)
+        except OSError as error:
+            self._say(f"warning: old checkpoints in {self.folder} could not be removed: {error}")
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is on the disk; one that could not be written is tried once more.
+
+        Raises:
+            As `save`.
+        """
+        self._settle()
+        if self._num_failures:
+            self._start()
+            self._settle()
+
+    def close(self) -> None:
+        """After an error: gives what is being written a minute to end, and asks no other rank."""
+        if self._writing is not None:
+            self._writing.join(60.0)
+
+    def require_fence(self) -> None:
+        """
+        Raises:
+            FencedError: another process has taken the run directory over.
+            StorageError: the run directory is gone.
+        """
+        with together(self._world):
+            if self._fence is not None:
+                self._fence.check()
+
+    def _settle(self) -> None:
+        """Waits for what is being written; all ranks learn how it went."""
+        writing = self._writing
+        if writing is None:
+            return
+        writing.part_done.wait()
+        error = agreed(self._world, writing.part_error)
+        if error is not None:
+            writing.give_up.set()
+        writing.join()
+        self._writing = None
+        error = error or agreed(self._world, writing.commit_error)
+        if error is None:
+            self._num_failures = 0
+            return
+        if self._world.is_main:
+            with contextlib.suppress(OSError):
+                commit.remove(writing.temporary)
+        self._num_failures += 1
+        if not isinstance(error, StorageError) or self._num_failures > 1:
+            raise error
+        self._say(f"warning: {error} The checkpoint of step {self._state.step} is not written; it is tried once more.")

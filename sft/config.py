@@ -224,6 +224,10 @@ class Args:
     """Number format of the final weights; `auto`: that of the model we started from."""
     resume_from_checkpoint: str = "auto"
     """`auto`: the newest checkpoint in `output_dir`, if there is one; `none`; or a checkpoint's folder."""
+    resume_override: list[str] = field(default_factory=list)
+    """Settings that may differ from the checkpoint's; also `chat_template` and `tokenizer` (docs/recovery.md)."""
+    accept_data_change: bool = False
+    """Go on from a checkpoint although the training data has changed since."""
     report_to: Literal["tensorboard", "none"] = "tensorboard"
     """Where the scalars go besides `training_log.json`."""
 

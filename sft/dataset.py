@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,7 +29,10 @@ class ConversationDataset(Sequence[Document]):
         counts: rows, bad rows, documents, tokens, trained_tokens, and documents truncated and dropped, by reason.
         notes: documents for each of the masker's notes.
         stop_token_ids: the tokens that ended trained turns.
+        content_hash: sha256 of the sources' files, with how often each is seen; None for conversations in memory.
     """
+
+    content_hash: str | None = None
 
     def __init__(
         self,
@@ -83,6 +88,8 @@ class ConversationDataset(Sequence[Document]):
             if not part.counts["rows"]:
                 raise DataError(f"{source.name}: the file holds no row. Name a file with at least one conversation.")
         made._start(prepared, encoding.masker.pad_token_id, encoding.max_length, bad_rows or BadRows())
+        parts = [[cache.content(source), source.columns, source.max_rows, times] for source, times in sources.items()]
+        made.content_hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return made
 
     def _start(

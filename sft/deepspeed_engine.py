@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from sft.batching import Batch
 from sft.config import Args
-from sft.engine import TensorKind, adamw_state, require_finite
+from sft.engine import adamw_state, require_finite
 from sft.loss import LossModule
 from sft.metering import StepTimer
 from sft.optimizer import set_learning_rate
+from sft.pieces import KINDS, Piece, TensorKind
 from sft.world import World
 from strict_settings import Problem, SettingsError
 
@@ -156,58 +157,79 @@ class DeepSpeedEngine:
         return found
 
     @torch.no_grad()
-    def gather(self, name: str, kind: TensorKind) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def gather(self, name: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
 
         parameter = self._parameters[name]
         if self._is_partitioned(parameter):
-            whole: Tensor = (
-                safe_get_full_fp32_param(parameter)
-                if kind == "weight"
-                else safe_get_full_optimizer_state(parameter, kind)
-            )
+            whole: Tensor = safe_get_full_fp32_param(parameter)
             return whole.view(getattr(parameter, "ds_shape", parameter.shape))
-        if kind != "weight":
-            state: Tensor = self._base_optimizer.state[parameter][kind]
-            return state
         with self._gathered([parameter], enabled=self._stage == 3):
             value: Tensor = parameter.detach().clone()
             return value
 
-    @torch.no_grad()
-    def scatter(self, name: str, kind: TensorKind, value: Tensor) -> None:
-        parameter = self._parameters[name]
-        value = value.to(self._world.device)
+    def pieces(self) -> list[Piece]:
+        trained = [(name, parameter) for name, parameter in self._parameters.items() if parameter.requires_grad]
+        found = [self._piece(name, kind, parameter) for kind in KINDS for name, parameter in trained]
+        return [piece for piece in found if piece is not None]
+
+    def _piece(self, name: str, kind: TensorKind, parameter: Any) -> Piece | None:
+        if self._stage == 0:
+            size = parameter.numel()
+            return Piece(name, kind, 0, size, size, self._world.rank, self._world.size)
         if self._stage == 3:
-            self._scatter_stage3(parameter, kind, value)
-        elif self._is_partitioned(parameter):
-            parameter.set_full_hp_param(value, None if kind == "weight" else kind)
-        elif kind != "weight":
-            self._base_optimizer.state[parameter][kind].copy_(value)
-        if kind == "weight" and self._stage < 3:
-            parameter.copy_(value)
+            # Each rank has an equal part of the flattened parameter, the last ones padded.
+            whole_size, padded = int(parameter.ds_numel), int(parameter.ds_tensor.ds_numel)
+            start = min(self._world.rank * padded, whole_size)
+            return Piece(name, kind, start, min(padded, whole_size - start), whole_size)
+        if parameter._hp_mapping is None:  # other ranks update it
+            return None
+        address = parameter._hp_mapping.lp_fragment_address
+        return Piece(name, kind, address.start, address.numel, parameter.numel())
 
-    def _scatter_stage3(self, parameter: Tensor, kind: TensorKind, value: Tensor) -> None:
-        from deepspeed.utils import (
-            safe_get_local_fp32_param,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
+    @torch.no_grad()
+    def read_piece(self, piece: Piece) -> Tensor:
+        parameter, is_weight = self._parameters[piece.name], piece.kind == "weight"
+        if self._stage == 0:
+            held: Tensor = parameter.detach() if is_weight else self._base_optimizer.state[parameter][piece.kind]
+            return held.view(-1)
+        if self._stage == 3:
+            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-        if kind == "weight":
-            with self._gathered([parameter], modifier_rank=0):
-                parameter.copy_(value)
-        if not parameter.requires_grad:
+            part: Tensor = (
+                safe_get_local_fp32_param(parameter)
+                if is_weight
+                else safe_get_local_optimizer_state(parameter, piece.kind)
+            )
+            return part.view(-1)[: piece.size]
+        fragment: Tensor = parameter._hp_mapping.get_hp_fragment(None if is_weight else piece.kind)
+        return fragment
+
+    @torch.no_grad()
+    def write_piece(self, piece: Piece, values: Tensor) -> None:
+        if self._stage < 3:
+            self.read_piece(piece).copy_(values)
             return
-        # Each rank owns an equal piece of the flattened tensor, the last one padded.
-        num_own = safe_get_local_fp32_param(parameter).numel()
-        padded = torch.zeros(num_own * self._world.size, device=value.device)
-        padded[: value.numel()] = value.flatten()
-        own = padded[self._world.rank * num_own :][:num_own]
-        if kind == "weight":
-            safe_set_local_fp32_param(parameter, own)
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        parameter = self._parameters[piece.name]
+        padded = torch.zeros(int(parameter.ds_tensor.ds_numel), device=self._world.device)
+        padded[: piece.size] = values
+        if piece.kind == "weight":
+            safe_set_local_fp32_param(parameter, padded)
         else:
-            safe_set_local_optimizer_state(parameter, own, kind)
+            safe_set_local_optimizer_state(parameter, padded, piece.kind)
+
+    @torch.no_grad()
+    def weights_changed(self) -> None:
+        if self._stage in (1, 2):
+            self._engine.optimizer.update_lp_params()
+        if self._stage == 3:
+            for name, parameter in self._parameters.items():
+                if parameter.requires_grad:
+                    whole = self.gather(name)
+                    with self._gathered([parameter], modifier_rank=0):
+                        parameter.copy_(whole)
 
     def start_from(self, num_steps: int) -> None:
         zero_optimizer, state = self._engine.optimizer, self._base_optimizer.state

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,23 +49,35 @@ class Source:
         return enumerate(itertools.islice(unparsed_rows(self.name), self.max_rows))
 
 
-def cache_key(source: Source, encoding: Encoding, hashes: Path | None = None) -> str:
+def content_of(source: Source, hashes: Path | None = None) -> list[str]:
+    """sha256 of each file of a source.
+
+    Args:
+        source: the rows.
+        hashes: a folder where the hashes of files are kept, by size, time and inode.
+    """
+    files = source_files(source.name)
+    return [_hash_of_file(path, hashes) for path in files] if files else [_hash_of_rows(source)]
+
+
+def cache_key(
+    source: Source, encoding: Encoding, hashes: Path | None = None, content: Sequence[str] | None = None
+) -> str:
     """A hash of everything that the columns depend on.
 
     Args:
         source: its files count by their content.
         encoding: tokenizer, template, every option.
-        hashes: a folder where the hashes of files are kept, by size, time and inode.
+        hashes: a folder where the hashes of files are kept.
+        content: what `content_of` gives, where it is known.
     """
     masker = encoding.masker
     template_date = masker.options.template_date
     if template_date is None and "strftime_now" in masker.parts.template:
         template_date = time.strftime("%Y-%m-%d")
-    files = source_files(source.name)
-    content = [_hash_of_file(path, hashes) for path in files] if files else [_hash_of_rows(source)]
     parts = {
         "version": [ENCODER_VERSION, tokenizers.__version__],
-        "content": content,
+        "content": list(content) if content is not None else content_of(source, hashes),
         "columns": sorted(source.columns),
         "max_rows": source.max_rows,
         "tokenizer": asdict(masker.parts),
@@ -113,6 +125,13 @@ class EncodingCache:
         """
         self.folder = folder
         self._say = say
+        self._contents: dict[Source, list[str]] = {}
+
+    def content(self, source: Source) -> list[str]:
+        """sha256 of each file of a source, as they were when it was first asked for."""
+        if source not in self._contents:
+            self._contents[source] = content_of(source, self.folder / "hashes")
+        return self._contents[source]
 
     def prepared(self, source: Source, encoding: Encoding, num_processes: int, *, makes: bool = True) -> Encoded:
         """The documents of a source; made if they are not there.
@@ -127,7 +146,7 @@ class EncodingCache:
             DataError: the source cannot be read.
             StorageError: the folder cannot be written.
         """
-        final = self.folder / cache_key(source, encoding, self.folder / "hashes")
+        final = self.folder / cache_key(source, encoding, content=self.content(source))
         if not (final / MANIFEST).is_file():
             if makes:
                 _Making(final, source, encoding, num_processes, self._say).run()

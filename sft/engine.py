@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
 from sft.batching import Batch
@@ -27,11 +28,8 @@ from sft.loss import LossModule
 from sft.master_weights import MasterWeights
 from sft.metering import StepTimer
 from sft.optimizer import set_learning_rate
+from sft.pieces import KINDS, Piece, TensorKind
 from sft.world import World
-
-TensorKind = Literal["weight", "exp_avg", "exp_avg_sq"]
-"""A parameter's value in full precision, or one of AdamW's two running means."""
-OPTIMIZER_KINDS: tuple[TensorKind, ...] = ("exp_avg", "exp_avg_sq")
 
 
 class Engine(Protocol):
@@ -79,14 +77,23 @@ class Engine(Protocol):
     def logits(self, batch: Batch) -> Tensor:
         """The model's logits where trained tokens are predicted, (places, vocabulary), without gradients."""
 
-    def gather(self, name: str, kind: TensorKind) -> Tensor:
-        """One parameter's tensor, whole, on every rank (a collective). Only one is whole at a time."""
+    def gather(self, name: str) -> Tensor:
+        """One parameter's value in full precision, whole, on every rank (a collective). Only one is whole at a time."""
 
-    def scatter(self, name: str, kind: TensorKind, value: Tensor) -> None:
-        """Sets what `gather` gives; every rank brings the whole tensor."""
+    def pieces(self) -> list[Piece]:
+        """What this rank holds of trained parameters and of AdamW's state, in the same order whenever it is asked."""
+
+    def read_piece(self, piece: Piece) -> Tensor:
+        """The values of one of `pieces`: (size,), float32; a view of them where there is one."""
+
+    def write_piece(self, piece: Piece, values: Tensor) -> None:
+        """Sets what `read_piece` gives. After the last weight `weights_changed` must follow."""
+
+    def weights_changed(self) -> None:
+        """Brings what is computed with, such as bfloat16 copies, up to weights that were written (a collective)."""
 
     def start_from(self, num_steps: int) -> None:
-        """Makes room for AdamW's state as after so many steps, before it is scattered."""
+        """Makes room for AdamW's state as after so many steps, before it is written."""
 
 
 class TorchEngine:
@@ -178,28 +185,43 @@ class TorchEngine:
         return found
 
     @torch.no_grad()
-    def gather(self, name: str, kind: TensorKind) -> Tensor:
+    def gather(self, name: str) -> Tensor:
         parameter = self._parameters[name]
-        if kind != "weight" and is_8bit(self.optimizer):
-            return read_mean(self.optimizer.state[parameter], kind)
-        tensor = parameter if kind == "weight" else self.optimizer.state[parameter][kind]
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
+    def pieces(self) -> list[Piece]:
+        trained = [(name, parameter) for name, parameter in self._parameters.items() if parameter.requires_grad]
+        return [self._piece(name, kind, parameter) for kind in KINDS for name, parameter in trained]
+
+    def _piece(self, name: str, kind: TensorKind, parameter: Tensor) -> Piece:
+        size = parameter.numel()
+        if not isinstance(parameter, DTensor):
+            return Piece(name, kind, 0, size, size, self._world.rank, self._world.size)
+        mesh, placements = parameter.device_mesh, parameter.placements
+        shape, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
+        # FSDP2 shards rows, so that what a rank holds is one run of elements; the mesh's first axis has the copies.
+        start = offset[0] * (size // parameter.shape[0]) if parameter.dim() and math.prod(shape) else 0
+        copy, num_copies = (mesh.get_local_rank(0), mesh.size(0)) if mesh.ndim > 1 else (0, 1)
+        return Piece(name, kind, start, math.prod(shape), size, copy, num_copies)
 
     @torch.no_grad()
-    def scatter(self, name: str, kind: TensorKind, value: Tensor) -> None:
-        parameter = self._parameters[name]
-        if kind != "weight" and is_8bit(self.optimizer):
-            write_mean(self.optimizer.state[parameter], kind, value)
+    def read_piece(self, piece: Piece) -> Tensor:
+        parameter = self._parameters[piece.name]
+        if piece.kind != "weight" and is_8bit(self.optimizer):
+            return read_mean(self.optimizer.state[parameter], piece.kind).view(-1)
+        tensor = parameter if piece.kind == "weight" else self.optimizer.state[parameter][piece.kind]
+        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()).view(-1)
+
+    @torch.no_grad()
+    def write_piece(self, piece: Piece, values: Tensor) -> None:
+        if piece.kind != "weight" and is_8bit(self.optimizer):
+            write_mean(self.optimizer.state[self._parameters[piece.name]], piece.kind, values)
             return
-        target = parameter if kind == "weight" else self.optimizer.state[parameter][kind]
-        value = value.to(self._world.device, target.dtype)
-        if isinstance(target, DTensor):
-            value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None).to_local()
-            target.to_local().copy_(value)
-        else:
-            target.copy_(value)
-        if self._masters is not None and kind == "weight":
-            self._masters.publish_one(name)
+        self.read_piece(piece).copy_(values)
+
+    def weights_changed(self) -> None:
+        if self._masters is not None:
+            self._masters.publish()
 
     def start_from(self, num_steps: int) -> None:
         if is_8bit(self.optimizer):

@@ -19,6 +19,12 @@ class MaskError(DataError):
     """A conversation whose trained part cannot be proven, or that the chat template does not render."""
 
 
+class PeerError(SftError):
+    """A rank that ends because another one does, which says why."""
+
+    exit_code = 11
+
+
 class StorageError(SftError):
     """The disk or the run directory does not take what is to be written."""
 
@@ -29,6 +35,18 @@ class CheckpointError(SftError):
     """A checkpoint that is not there, not complete, or of another run."""
 
     exit_code = 14
+
+
+class ChangedError(SftError):
+    """Data, chat template or tokenizer that are not those with which the checkpoint was made."""
+
+    exit_code = 16
+
+
+class FencedError(SftError):
+    """A run directory that another process writes: it was first, or it took the directory over."""
+
+    exit_code = 16
 
 
 class NonFiniteError(SftError):

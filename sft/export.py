@@ -139,7 +139,7 @@ def _export_adapter(engine: Engine, tokenizer: Any, folder: Path, world: World) 
     parameters = dict(model.named_parameters())
 
     def weight(name: str) -> Tensor:
-        return _finite(name, engine.gather(name, "weight"), torch.float32)
+        return _finite(name, engine.gather(name), torch.float32)
 
     entries = [TensorEntry(name, _num_elements(parameters[name]) * 4, partial(weight, name)) for name in names]
     if world.is_main:
@@ -179,13 +179,13 @@ def _plain_name(name: str) -> str:
 def _adapters(engine: Engine) -> dict[str, Tensor]:
     """The adapters' weights, whole: they are small."""
     names = [name for name, _ in engine.model.named_parameters() if ".lora_" in name]
-    return {name: engine.gather(name, "weight").float() for name in names}
+    return {name: engine.gather(name).float() for name in names}
 
 
 def _merged(engine: Engine, name: str, adapters: dict[str, Tensor]) -> Tensor:
     """A weight with the product of its adapters added, as peft's own merging does."""
     buffers: dict[str, Tensor] = dict(engine.model.named_buffers())
-    weight = buffers[name] if name in buffers else engine.gather(name, "weight")
+    weight = buffers[name] if name in buffers else engine.gather(name)
     layer_name, is_adapted, _ = name.partition(".base_layer.weight")
     if not is_adapted or f"{layer_name}.lora_A.default.weight" not in adapters:
         return weight

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft.storage import write_json
+from sft.errors import StorageError
+from sft.storage import storage_errors, write_json
 
 Record = dict[str, Any]
 
@@ -22,13 +25,22 @@ class History:
     the disk also when the body raises.
     """
 
-    def __init__(self, output_dir: Path, num_steps: int, *, is_main: bool, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        num_steps: int,
+        *,
+        is_main: bool,
+        tensorboard: bool,
+        say: Callable[[str], None] = print,
+    ) -> None:
         """
         Args:
             output_dir: the run directory.
             num_steps: optimizer steps of the whole run, for the progress bar.
             is_main: False on ranks that only train.
             tensorboard: also write TensorBoard events, to `output_dir/tensorboard`.
+            say: told when the disk takes nothing.
         """
         self.records: list[Record] = []
         self._path = output_dir / "training_log.json"
@@ -38,6 +50,9 @@ class History:
         self._writer: Any = None
         self._bar: Any = None
         self._flushed_at = 0.0
+        self._lock = threading.Lock()
+        self._say = say
+        self._is_behind = False
 
     def __enter__(self) -> History:
         return self
@@ -56,8 +71,8 @@ class History:
         from tqdm import tqdm
 
         if first_step and self._path.is_file():
-            earlier = json.loads(self._path.read_text(encoding="utf-8"))
-            self.records = [r for r in earlier if r.get("type") != "summary" and r["step"] <= first_step]
+            earlier = _whole_records(self._path.read_text(encoding="utf-8", errors="replace"))
+            self.records = [r for r in earlier if r["type"] != "summary" and r["step"] <= first_step]
         if self._tensorboard_dir is not None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -97,16 +112,49 @@ class History:
             scalars = {f"{group}/{n}": v for n, v in record.items() if n not in ("type", "step") and v is not None}
             self._writer.file_writer.add_summary(_summary_of(scalars), record["step"])
         if time.monotonic() - self._flushed_at > _FLUSH_INTERVAL_S:
+            self.keep()
+
+    def keep(self) -> None:
+        """Puts everything on the disk, from any thread. If the disk takes nothing, the run goes on, and what was logged
+        stays in memory for the next time."""
+        try:
             self.flush()
+        except StorageError as error:
+            self._flushed_at = time.monotonic()
+            if not self._is_behind:
+                self._say(f"warning: {error} The log is kept in memory until it can be written.")
+            self._is_behind = True
 
     def flush(self) -> None:
-        """Puts everything on the disk."""
+        """Puts everything on the disk.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
         if not self._is_main or not self.records:
             return
-        write_json(self._path, self.records)
-        if self._writer is not None:
-            self._writer.flush()
-        self._flushed_at = time.monotonic()
+        with self._lock:
+            write_json(self._path, list(self.records))
+            if self._writer is not None:
+                with storage_errors(self._path):
+                    self._writer.flush()
+            self._flushed_at = time.monotonic()
+            self._is_behind = False
+
+
+def _whole_records(text: str) -> list[Record]:
+    """The records of a log, or those before the place where it is damaged."""
+    decoder, records, position = json.JSONDecoder(), list[Record](), text.find("{")
+    while position >= 0:
+        try:
+            record, end = decoder.raw_decode(text, position)
+        except ValueError:
+            break
+        if not isinstance(record.get("step"), int) or not isinstance(record.get("type"), str):
+            break
+        records.append(record)
+        position = text.find("{", end)
+    return records
 
 
 def _summary_of(scalars: dict[str, float]) -> Any:

@@ -9,6 +9,7 @@ The loop knows no kind of parallelism: that is the engine's affair.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -75,20 +76,31 @@ class Plan:
         """What was found at a step, as the log has it."""
         return {"step": step, "epoch": step / self.steps_per_epoch, **found, "elapsed_s": elapsed_s}
 
-    def identity(self, args: Args) -> dict[str, Any]:
+    def cursor(self, step: int) -> tuple[int, int]:
+        """(epochs that are over after a step, rows of the next one that were trained): the same for any world."""
+        epoch, steps = divmod(step, self.steps_per_epoch)
+        return epoch, steps * self.rows_per_step
+
+    def settings(self, args: Args) -> dict[str, Any]:
         """What must be the same for a checkpoint to be taken up: the data's order and the learning rate's course."""
         names = (
             "seed", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
             "adam_epsilon", "max_grad_norm", "max_length", "packing", "truncation", "train_on", "history",
-            "prompt_mismatch", "system_prompt",
+            "prompt_mismatch", "system_prompt", "special_tokens_in_data", "template_kwargs",
         )  # fmt: skip
         return {
             "num_documents": self.num_documents,
             "rows_per_step": self.rows_per_step,
             "num_steps": self.num_steps,
             "learning_rate": args.peak_learning_rate,
+            "lora": dataclasses.asdict(args.lora) if args.lora.enabled else None,
             **{name: getattr(args, name) for name in names},
         }
+
+    def num_saves(self, args: Args, step: int) -> int:
+        """Checkpoints that a run from `step` writes, as far as is known before."""
+        periodic = self.num_steps // args.save_steps - step // args.save_steps if args.save_steps else 0
+        return periodic or int(args.load_best_model_at_end)
 
 
 def train(

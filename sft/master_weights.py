@@ -85,12 +85,6 @@ class MasterWeights:
         torch._foreach_copy_([*self._parameters.values()], [*self.masters.values()])
 
     @torch.no_grad()
-    def publish_one(self, name: str) -> None:
-        """The same for one parameter, trained or not."""
-        if name in self.masters:
-            self._parameters[name].copy_(self.masters[name])
-
-    @torch.no_grad()
     def _take(self, name: str, master: nn.Parameter, bucket: int, parameter: Tensor) -> None:
         assert parameter.grad is not None
         if master.grad is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +40,43 @@ def write_json(path: Path, value: Any) -> None:
         publish(temporary, path)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a file held when it was written."""
+
+    size: int
+    sha256: str
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
+    """Writes a new file, hashing what it writes, and syncs it to the disk. Raises OSError as the system does."""
+    digest = hashlib.sha256()
+    size = 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return Written(size, digest.hexdigest())
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Makes a finished file or folder appear under its name, also after a power cut. An existing file is replaced."""
     for file in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
-        _sync(file)
-    _sync(temporary)
+        sync(file)
+    sync(temporary)
     temporary.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Puts a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,15 @@ if __name__ == "__main__":
 from sft.arguments import describe_settings, load_args
 from sft.config import LAUNCHER_OPTIONS, Args
 from sft.errors import SftError
+from sft.fence import Holder, ended_jobs, refuse_if_held
 from strict_settings import SettingsError
 
 if TYPE_CHECKING:
     from sft.checkpoint import RunState
     from sft.dataset import ConversationDataset
     from sft.engine import Engine
+    from sft.fence import Fence
+    from sft.identity import Identity
     from sft.loop import Plan
     from sft.masking import Masker
     from sft.model import BuiltModel
@@ -38,7 +42,7 @@ USAGE = """usage: sft/train.py [--config RUN.yaml] [--NAME VALUE …] [--check] 
 
 Trains a causal language model on conversations. Settings come from the YAML file; options override it.
 --check validates the settings and ends. Exit codes: 0 done, 2 settings, 3 data, 13 storage, 14 checkpoint,
-15 loss or gradient not finite, 1 anything else.
+15 loss or gradient not finite, 16 output_dir held by another process or data changed, 1 anything else.
 """
 
 
@@ -53,6 +57,9 @@ def main(words: Sequence[str]) -> int:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         args = load_args([word for word in words if word != "--check"], world_size=world_size)
         if not check_only:
+            if os.environ.get("RANK", "0") == "0":  # in a tenth of a second: `train_with` looks again
+                holder = Holder.this_process(os.environ)
+                refuse_if_held(Path(args.output_dir), holder, ended_jobs=ended_jobs(os.environ))
             _import_libraries()
             train_with(args)
     except (SettingsError, SftError) as error:
@@ -110,11 +117,11 @@ def train_with(args: Args) -> None:
 
 def train_in_world(args: Args, world: World) -> None:
     """The whole run in a process group that is there already."""
-    with _output_dir(args, world) as output_dir:
-        _train_into(output_dir, args, world)
+    with _output_dir(args, world) as (output_dir, fence):
+        _train_into(output_dir, fence, args, world)
 
 
-def _train_into(output_dir: Path, args: Args, world: World) -> None:
+def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World) -> None:
     from sft.checkpoint import Checkpoints, RunState
     from sft.export import export_model
     from sft.history import History
@@ -129,40 +136,73 @@ def _train_into(output_dir: Path, args: Args, world: World) -> None:
     eval_data = _dataset({args.eval_file: 1.0}, args.max_eval_samples, masker, args, world) if args.eval_file else None
     built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)
     plan = Plan.of(args, len(train_data), world.size, train_data.lengths)
-    checkpoints = Checkpoints(output_dir / "checkpoints", world, plan.identity(args), args.save_total_limit)
+    is_tensorboard = args.report_to == "tensorboard"
+    history = History(output_dir, plan.num_steps, is_main=world.is_main, tensorboard=is_tensorboard)
+    checkpoints = Checkpoints(
+        output_dir / "checkpoints",
+        world,
+        _identity(args, plan, train_data, masker),
+        args.save_total_limit,
+        fence=fence,
+        cursor=plan.cursor,
+        before_commit=history.keep,
+        timeout_s=args.ddp_timeout,
+    )
     found = checkpoints.find(args.resume_from_checkpoint)
     state = checkpoints.load(found, engine) if found is not None else RunState()
+    checkpoints.begin(engine, state.step, plan.num_saves(args, state.step))
     if world.is_main:
         write_json(output_dir / "arguments.json", args.to_json())  # only now: nothing is left to be refused
     _say(world, _description(args, plan, world))
     if found is not None:
-        _say(world, f"resuming from {found}")
+        epoch, position = plan.cursor(state.step)
+        _say(world, f"resuming from {found}: after step {state.step}, {position} rows into epoch {epoch + 1}")
 
-    is_tensorboard = args.report_to == "tensorboard"
-    with History(output_dir, plan.num_steps, is_main=world.is_main, tensorboard=is_tensorboard) as history:
+    with history, closing(checkpoints):
         history.start(state.step)
         state = train(engine, train_data, eval_data, args, plan, world, history, checkpoints, state)
+        checkpoints.finish()
         if args.load_best_model_at_end and state.best_step is not None and state.best_step != state.step:
             checkpoints.load_weights(checkpoints.path(state.best_step), engine)
+        checkpoints.require_fence()
         export_model(engine, tokenizer, output_dir, world, built.save_dtype, merge_adapters=args.lora.merge)
         history.log_summary(_summary(state, history.records))
     world.barrier()
     _say(world, f"model: {output_dir}")
 
 
+def _identity(args: Args, plan: Plan, data: ConversationDataset, masker: Masker) -> Identity:
+    from sft.identity import Identity
+
+    parts = masker.parts
+    hashes = {
+        "data": str(data.content_hash),
+        "chat_template": hashlib.sha256(parts.template.encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(repr((parts.json, parts.added, parts.special_tokens)).encode()).hexdigest(),
+    }
+    return Identity(plan.settings(args), hashes, frozenset(args.resume_override), args.accept_data_change)
+
+
 @contextmanager
-def _output_dir(args: Args, world: World) -> Iterator[Path]:
-    """The output directory. Of a run that is refused it leaves nothing behind, unless it was there before."""
+def _output_dir(args: Args, world: World) -> Iterator[tuple[Path, Fence | None]]:
+    """The output directory, held by rank 0. Of a run that is refused it leaves nothing behind, unless it was there
+    before."""
+    from sft.agreement import together
+    from sft.fence import take
     from sft.storage import storage_errors
 
     output_dir = Path(args.output_dir)
-    if world.is_main:
-        with storage_errors(output_dir):
-            output_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        yield output_dir
-    finally:
+    fence = None
+    with together(world):
         if world.is_main:
+            with storage_errors(output_dir):
+                output_dir.mkdir(parents=True, exist_ok=True)
+            fence = take(output_dir, Holder.this_process(os.environ), ended_jobs=ended_jobs(os.environ))
+    try:
+        yield output_dir, fence
+    finally:
+        if fence is not None:
+            fence.release()
             with contextlib.suppress(OSError):  # it holds something
                 output_dir.rmdir()
 

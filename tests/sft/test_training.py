@@ -46,7 +46,8 @@ def test_a_run_learns_and_writes_everything(args: Args) -> None:
     assert {"chat_template.jinja", "arguments.json", "training_log.json", "tensorboard", "checkpoints"} <= written
     assert json.loads(Path(args.output_dir, "arguments.json").read_text())["max_steps"] == 20
     kept = sorted(path.name for path in Path(args.output_dir, "checkpoints").iterdir())
-    assert kept == ["step-00000016", "step-00000020"]
+    assert kept == ["LATEST", "step-00000016", "step-00000020"]
+    assert Path(args.output_dir, "checkpoints", "LATEST").read_text() == "step-00000020\n"
 
 
 def test_packing_truncation_sources_adapters_and_skipped_rows_go_together(
@@ -132,7 +133,7 @@ def test_resuming_with_other_settings_is_refused(args: Args) -> None:
     with pytest.raises(SettingsError, match=r"learning_rate is 0\.5; it must be 0\.01, as in "):
         train_with(replace(args, learning_rate=0.5))
     train_with(replace(args, learning_rate=0.5, resume_from_checkpoint="none", max_steps=1))
-    with pytest.raises(CheckpointError, match=r"must hold a state\.json"):
+    with pytest.raises(CheckpointError, match=r"must hold a MANIFEST\.json"):
         train_with(replace(args, resume_from_checkpoint="nowhere"))
 
 

@@ -1,0 +1,109 @@
+"""A checkpoint on its way to the disk: a thread of each rank writes its part, and rank 0's commits them together.
+
+No collective is called here: rank 0 finds the others' parts in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from sft.errors import StorageError
+from sft.storage import Written, storage_errors, write_file
+
+_POLL_S = 0.02
+
+
+class CheckpointWrite(threading.Thread):
+    """Writes this rank's part; on rank 0 it commits when all parts are there."""
+
+    def __init__(
+        self,
+        temporary: Path,
+        rank: int,
+        chunks: Callable[[], Iterable[bytes | memoryview]],
+        *,
+        num_parts: int,
+        commits: Callable[[Mapping[str, Written]], None] | None,
+        timeout_s: float,
+    ) -> None:
+        """
+        Args:
+            temporary: where to; each rank makes it if it is not there.
+            rank: of this part.
+            chunks: gives this rank's file.
+            num_parts: of all ranks.
+            commits: on rank 0, what is done with all parts.
+            timeout_s: how long rank 0 waits for the others' parts.
+        """
+        super().__init__(name="checkpoint", daemon=True)
+        self.temporary = temporary
+        self.part_done = threading.Event()
+        """Set when this rank's part is written, or has failed."""
+        self.give_up = threading.Event()
+        """To be set where another rank's part has failed: rank 0 does not wait for it."""
+        self.part_error: BaseException | None = None
+        self.commit_error: BaseException | None = None
+        self._rank = rank
+        self._chunks = chunks
+        self._num_parts = num_parts
+        self._commits = commits
+        self._timeout_s = timeout_s
+
+    def run(self) -> None:
+        """The thread."""
+        try:
+            with storage_errors(self.temporary):
+                self._write_part()
+        except BaseException as error:  # told to all ranks by those who wait
+            self.part_error = error
+        self.part_done.set()
+        if self._commits is None or self.part_error is not None:
+            return
+        try:
+            with storage_errors(self.temporary):
+                parts = self._all_parts()
+                if parts is not None:
+                    self._commits(parts)
+        except BaseException as error:
+            self.commit_error = error
+
+    def _write_part(self) -> None:
+        for folder in (self.temporary.parent, self.temporary):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o700)  # not the run directory: one that is gone stays gone
+        written = write_file(self.temporary / part_name(self._rank), self._chunks())
+        record = self.temporary / f".part-{self._rank:05d}.json"
+        write_file(record, [json.dumps(asdict(written)).encode()])
+        os.rename(record, self.temporary / record.name[1:])
+
+    def _all_parts(self) -> dict[str, Written] | None:
+        """Name → what was written, as each rank left it; None if it was given up."""
+        started = time.monotonic()
+        found: dict[str, Written] = {}
+        for rank in range(self._num_parts):
+            record = self.temporary / f"part-{rank:05d}.json"
+            while not record.exists():
+                if self.give_up.is_set():
+                    return None
+                if time.monotonic() - started > self._timeout_s:
+                    raise StorageError(f"{record} is not there after {self._timeout_s:.0f} s. Is rank {rank} alive?")
+                time.sleep(_POLL_S)
+            found[part_name(rank)] = Written(**json.loads(record.read_text(encoding="ascii")))
+        for name, written in found.items():
+            if (size := (self.temporary / name).stat().st_size) != written.size:
+                raise StorageError(f"{self.temporary / name} has {size} bytes; it must have {written.size}.")
+        for rank in range(self._num_parts):
+            (self.temporary / f"part-{rank:05d}.json").unlink()
+        return found
+
+
+def part_name(rank: int) -> str:
+    """The file of a rank's part."""
+    return f"part-{rank:05d}.safetensors"
