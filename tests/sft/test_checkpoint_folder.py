@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(tmp_path: Path, k
     with pytest.raises(CheckpointError, match=file.name):
         find_checkpoint(tmp_path, str(path), SOLO, print)
     damage(kind, before, random.Random(1))
-    with pytest.raises(CheckpointError, match="No checkpoint in .* is as it was written.*resume_from_checkpoint: none"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is as it was written\. .*_checkpoint: none"):
         found(tmp_path)
 
 
