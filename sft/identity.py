@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Identity:
             SettingsError: settings differ, or `resume_override` names what is none; each is told with both values.
             ChangedError: data, template or tokenizer differ.
         """
-        known = {**self.settings, **self.hashes}
+        known: dict[str, Any] = json.loads(json.dumps({**self.settings, **self.hashes}))  # as the manifest has them
         if unknown := sorted(self.overrides - set(known)):
             rule = f"name none but {', '.join(sorted(known))}"
             raise SettingsError(Problem("resume_override", unknown[0], rule))

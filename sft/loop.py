@@ -93,7 +93,7 @@ class Plan:
             "rows_per_step": self.rows_per_step,
             "num_steps": self.num_steps,
             "learning_rate": args.peak_learning_rate,
-            "lora": dataclasses.asdict(args.lora) if args.lora.enabled else None,
+            "lora": {**dataclasses.asdict(args.lora), "merge": None} if args.lora.enabled else None,
             **{name: getattr(args, name) for name in names},
         }
 
