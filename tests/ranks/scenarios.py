@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,7 @@ from counting import counting
 from safetensors.torch import save_file
 from tiny import tiny_args, write_conversations
 
+import sft.loop as train_loop
 from sft.config import ROOT, Args
 from sft.dataset import ConversationDataset
 from sft.loop import Plan, batch_of, seed_dropout
@@ -170,28 +173,55 @@ def _whole_gradient(parameter: Any) -> torch.Tensor:
 
 
 def resume(folder: Path, world: World) -> None:
-    """For each engine: a run of 6 steps, and the same run taken up from its checkpoint at step 3, also by others."""
+    """For each engine: a run of 2 epochs of 3 steps, and the same run taken up from its checkpoint in the second one,
+    also by others."""
     train_file = folder / "train.jsonl"
     engines = ("ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
     lora = {"enabled": True, "r": 4, "dropout": 0.1}
     runs = [(name, name, {}) for name in engines]
     runs += [(f"{name}-lora", name, {"lora": lora}) for name in ("ddp", "fsdp2", "zero3")]
     for label, name, settings in runs:
-        args = tiny_args(train_file, folder / label, max_steps=6, save_steps=3, **settings, **ENGINES[name])
+        args = tiny_args(train_file, folder / label, max_steps=6, save_steps=4, **settings, **ENGINES[name])
         train_in_world(args, world)
-        _take_up(folder / label, f"{label}-resumed", args, world)
+        _take_up(folder / label, 4, f"{label}-resumed", args, world)
     for saved, taken_up in (("zero3", "ddp"), ("ddp", "zero2"), ("fsdp2", "zero3"), ("zero1", "fsdp2")):
-        args = tiny_args(train_file, folder, max_steps=6, save_steps=3, **ENGINES[taken_up])
-        _take_up(folder / saved, f"{saved}-then-{taken_up}", args, world)
+        args = tiny_args(train_file, folder, max_steps=6, save_steps=4, **ENGINES[taken_up])
+        _take_up(folder / saved, 4, f"{saved}-then-{taken_up}", args, world)
 
 
-def _take_up(source: Path, label: str, args: Args, world: World) -> None:
+def other_worlds(folder: Path, world: World) -> None:
+    """What two ranks saved at step 4 is taken up by one, which saves at step 5, and that by four."""
+    hops = {1: ("zero3", 4, "ddp"), 4: ("zero3-1", 5, "fsdp2")}
+    source, step, engine = hops[world.size]
+    settings = {"max_steps": 6, "save_steps": 5, "per_device_train_batch_size": 4 // world.size, **ENGINES[engine]}
+    args = tiny_args(folder / "train.jsonl", folder, **settings)
+    _take_up(folder / source, step, f"zero3-{world.size}", args, world)
+
+
+def _take_up(source: Path, step: int, label: str, args: Args, world: World) -> None:
     target = source.parent / label
     if world.is_main:
-        shutil.copytree(source / "checkpoints" / "step-00000003", target / "checkpoints" / "step-00000003")
+        name = f"step-{step:08d}"
+        shutil.copytree(source / "checkpoints" / name, target / "checkpoints" / name)
         shutil.copy(source / "training_log.json", target)
     world.barrier()
     train_in_world(replace(args, output_dir=str(target)), world)
+
+
+def interrupted(folder: Path, world: World) -> None:
+    """A run of 20 steps, 5 in an epoch. While a file says so, all its ranks are killed in step 7 by SIGKILL."""
+    settings = json.loads((folder / "settings.json").read_text())
+    args = tiny_args(folder / "few.jsonl", folder / settings.pop("name"), max_steps=20, save_steps=3, **settings)
+    if (folder / "kill").exists():
+        original = train_loop.learning_rate_at
+
+        def killed_at_step_7(step: int, *values: Any) -> float:
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(step, *values)
+
+        train_loop.learning_rate_at = killed_at_step_7
+    train_in_world(args, world)
 
 
 def pretrained(folder: Path, world: World) -> None:
@@ -284,6 +314,8 @@ SCENARIOS: dict[str, Callable[[Path, World], None]] = {
     "packed": packed,
     "packed_runs": packed_runs,
     "resume": resume,
+    "other_worlds": other_worlds,
+    "interrupted": interrupted,
     "pretrained": pretrained,
     "uneven": uneven,
     "tiny_rates": tiny_rates,
