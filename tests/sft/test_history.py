@@ -1,0 +1,106 @@
+"""The log of a run that was interrupted: nothing twice, nothing lost that was on the disk, valid whatever happened."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.errors import StorageError
+from sft.history import History
+
+
+def record(step: int) -> dict[str, Any]:
+    return {"step": step, "loss": 1.0 / step, "tokens_per_s": 1.0}
+
+
+def steps(folder: Path) -> list[int]:
+    return [record["step"] for record in json.loads((folder / "training_log.json").read_text())]
+
+
+def run(folder: Path, first_step: int, last_step: int, *, tensorboard: bool = False) -> None:
+    with History(folder, 10, is_main=True, tensorboard=tensorboard) as history:
+        history.start(first_step)
+        for step in range(first_step + 1, last_step + 1):
+            history.log_step(record(step))
+
+
+def test_a_run_that_goes_on_logs_no_step_twice(tmp_path: Path) -> None:
+    run(tmp_path, 0, 7)
+    run(tmp_path, 5, 10)
+    assert steps(tmp_path) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("damage", ["torn", "half a record more", "zeros", "garbage", "not a list"])
+def test_a_damaged_log_is_read_up_to_its_last_whole_record(tmp_path: Path, damage: str) -> None:
+    run(tmp_path, 0, 7)
+    path = tmp_path / "training_log.json"
+    text = path.read_text()
+    damaged = {
+        "torn": text[:-20],
+        "half a record more": f'{text.rstrip().removesuffix("]")},{{"type": "train", "step": 8, "lo',
+        "zeros": text[:-20] + "\0" * 20,
+        "garbage": text[: text.index('"step": 7')] + "\udcff",
+        "not a list": '{"step": 1}',
+    }
+    path.write_bytes(damaged[damage].encode("utf-8", "surrogateescape"))
+    run(tmp_path, 5, 7)
+    expected = {"not a list": [6, 7]}
+    assert steps(tmp_path) == expected.get(damage, list(range(1, 8)))
+
+
+def test_a_full_disk_does_not_end_the_run_and_loses_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def refuse(path: Path, value: Any) -> None:
+        raise StorageError(f"{path} cannot be written: {os.strerror(errno.ENOSPC)}.")
+
+    monkeypatch.setattr("sft.history._FLUSH_INTERVAL_S", 0.0)
+    with History(tmp_path, 10, is_main=True, tensorboard=False, say=said.append) as history:
+        history.start(0)
+        history.log_step(record(1))
+        with monkeypatch.context() as patch:
+            patch.setattr("sft.history.write_json", refuse)
+            for step in (2, 3):
+                history.log_step(record(step))
+            assert steps(tmp_path) == [1]
+        history.keep()
+        assert steps(tmp_path) == [1, 2, 3]
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+    assert "The log is kept in memory" in said[0]
+
+
+def test_a_log_that_cannot_be_written_in_the_end_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    history = History(folder, 1, is_main=True, tensorboard=False, say=lambda _: None)
+    history.start(0)
+    history.log_step(record(1))
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(StorageError), history:
+        pass
+    assert not folder.exists()
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
+    """As a reader of TensorBoard's files sees them: what came after the checkpoint is hidden, what replaces it shown."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = History(tmp_path, 10, is_main=True, tensorboard=True)
+    history.start(0)
+    for step in range(1, 8):
+        history.log_step(record(step))
+    history.keep()  # as before a checkpoint; the process then dies without closing anything
+    run(tmp_path, 5, 10, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 11))
+    history._writer.close()
+    history._bar.close()
