@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("launch", "sft", "strict_settings")
+PACKAGES = ("launch", "sft", "strict_settings", "node_board")
 
 LAYERS = {
+    "node_board": ["__init__"],
     "strict_settings": ["problems scalars source", "schema yaml_file", "command_line", "__init__"],
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
@@ -125,6 +126,7 @@ def importers(name: str, *packages: str) -> set[str]:
         *(("launch", name) for name in ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy", "sft")),
         *(("sft", name) for name in ("launch", "submitit")),
         *(("strict_settings", name) for name in ("launch", "sft", "torch", "transformers")),
+        *(("node_board", name) for name in ("launch", "sft", "strict_settings", "torch")),
     ],
 )
 def test_a_package_never_imports(package: str, name: str) -> None:

@@ -1,0 +1,103 @@
+"""The board between a node's agent and its ranks."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from node_board import VARIABLE, NodeBoard
+
+RANK = """
+import os, sys
+from node_board import NodeBoard
+
+board = NodeBoard.attach_from(os.environ, int(sys.argv[1]))
+board.beat("step", 7)
+board.checkpointed(5)
+board.tell_slowness(1.75)
+print(os.getpid(), board.stop_reason)
+"""
+
+
+@pytest.fixture
+def board() -> NodeBoard:
+    return NodeBoard.create(3)
+
+
+def environment(board: NodeBoard) -> dict[str, str]:
+    return {VARIABLE: str(board.path)}
+
+
+def test_what_a_process_tells_is_seen_by_another_in_its_slot_alone(board: NodeBoard) -> None:
+    board.request_stop("time_limit")
+    before = time.monotonic()
+    root = str(Path(__file__).parents[2])
+    rank = subprocess.run(
+        [sys.executable, "-c", RANK, "1"],
+        env={**environment(board), "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pid, reason = rank.stdout.split()
+    first, slot, last = board.slots()
+    assert (slot.pid, slot.phase, slot.step, slot.num_beats) == (int(pid), "step", 7, 2)
+    assert (slot.last_checkpoint, slot.slowness, reason) == (5, 1.75, "time_limit")
+    assert before < slot.beat_at < time.monotonic()
+    assert (first.pid, last.pid) == (0, 0)
+    board.close()
+
+
+def test_the_first_reason_to_stop_stays(board: NodeBoard) -> None:
+    rank = NodeBoard.attach_from(environment(board), 0)
+    assert rank is not None
+    assert rank.stop_reason is None
+    board.request_stop("é" * 100)
+    board.request_stop("cancelled")
+    assert rank.stop_reason is not None
+    assert rank.stop_reason.startswith("é" * 48)
+    rank.close()
+    board.close()
+
+
+def test_its_file_is_the_owners_alone_and_goes_with_its_maker(board: NodeBoard) -> None:
+    assert stat.S_IMODE(board.path.stat().st_mode) == 0o600
+    rank = NodeBoard.attach_from(environment(board), 2)
+    assert rank is not None
+    board.close()
+    assert not board.path.exists()
+    rank.beat("evaluation", 3)  # a rank that is still there does not fall
+    assert rank.slots()[2].phase == "evaluation"
+    rank.close()
+
+
+def test_without_a_board_there_is_none(board: NodeBoard, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for content in (b"", b"x" * 4096):
+        other.write_bytes(content)
+        assert NodeBoard.attach_from({VARIABLE: str(other)}, 0) is None
+    link = tmp_path / "link"
+    link.symlink_to(board.path)
+    for environ in ({}, {VARIABLE: ""}, {VARIABLE: str(tmp_path / "none")}, {VARIABLE: str(link)}):
+        assert NodeBoard.attach_from(environ, 0) is None
+    assert NodeBoard.attach_from(environment(board), 3) is None
+    board.close()
+
+
+def test_a_beat_costs_next_to_nothing(board: NodeBoard) -> None:
+    rank = NodeBoard.attach_from(environment(board), 0)
+    assert rank is not None
+    times = []
+    for _ in range(20):
+        started = time.perf_counter()
+        for step in range(1000):
+            rank.beat("step", step)
+        times.append((time.perf_counter() - started) / 1000)
+    assert min(times) < 10e-6
+    rank.close()
+    board.close()
