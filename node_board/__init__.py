@@ -49,6 +49,8 @@ class Slot:
     """time.monotonic() of its last beat."""
     last_checkpoint: int | None
     """Step of the last checkpoint that is complete."""
+    num_steps: int
+    """Optimizer steps of the whole run; 0 where they are not known yet."""
     slowness: float
     """This rank's own computing time in proportion to the median rank's; 0 where it is not known."""
 
@@ -104,6 +106,7 @@ class NodeBoard:
         """The board that the environment names, with this slot taken; None without one, as under plain torchrun."""
         board = cls.attach(Path(environ[VARIABLE]), local_rank) if environ.get(VARIABLE) else None
         if board is not None:
+            board._words[board._own + 5] = 0
             board._words[board._own + 6] = -1
             board.beat("start", 0)
             board._words[board._own] = os.getpid()
@@ -133,6 +136,10 @@ class NodeBoard:
         words[own + 1] = PHASES.index(phase)
         words[own + 3] += 1
 
+    def plan(self, num_steps: int) -> None:
+        """Tells how many optimizer steps the whole run has."""
+        self._words[self._own + 5] = num_steps
+
     def checkpointed(self, step: int) -> None:
         """Tells that the checkpoint of a step is complete."""
         self._words[self._own + 6] = step
@@ -147,11 +154,11 @@ class NodeBoard:
 
     def _slot(self, number: int) -> Slot:
         first = _HEADER_WORDS + _SLOT_WORDS * number
-        pid, phase, step, num_beats, beat_ns, _, saved, _ = self._words[first : first + _SLOT_WORDS]
+        pid, phase, step, num_beats, beat_ns, num_steps, saved, _ = self._words[first : first + _SLOT_WORDS]
         last_checkpoint = saved if pid and saved >= 0 else None
         place = PHASES[phase] if 0 <= phase < len(PHASES) else "start"
         slowness = self._numbers[first + 7]
-        return Slot(number, pid, place, step, num_beats, beat_ns / 1e9, last_checkpoint, slowness)
+        return Slot(number, pid, place, step, num_beats, beat_ns / 1e9, last_checkpoint, num_steps, slowness)
 
     def close(self) -> None:
         """Lets go of the memory; the maker also removes the file. Ranks that are still attached go on."""

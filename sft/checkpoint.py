@@ -45,6 +45,8 @@ class RunState:
     best_eval_loss: float | None = None
     best_step: int | None = None
     num_evals_since_best: int = 0
+    evaluation_is_due: bool = False
+    """Whether the run was stopped before the evaluation of this step: it comes first when the run goes on."""
 
 
 class Checkpoints:
@@ -267,6 +269,7 @@ class Checkpoints:
         error = error or agreed(self._world, writing.commit_error)
         if error is None:
             self._num_failures = 0
+            self._world.heartbeat.checkpointed(self._state.step)
             return
         if self._world.is_main:
             with contextlib.suppress(OSError):

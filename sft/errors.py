@@ -49,6 +49,18 @@ class FencedError(SftError):
     exit_code = 16
 
 
+class StoppedError(SftError):
+    """A run that was asked to stop and has saved what it has done: start it again to go on."""
+
+    exit_code = 10
+
+
+class LostPeerError(SftError):
+    """A rank without which the others cannot go on is gone."""
+
+    exit_code = 11
+
+
 class NonFiniteError(SftError):
     """A loss, a gradient or a final weight that is no number; nothing was stepped with it, and no model holds it."""
 

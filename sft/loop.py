@@ -25,6 +25,8 @@ from sft.checkpoint import Checkpoints, RunState
 from sft.config import Args
 from sft.dataset import ConversationDataset
 from sft.engine import Engine, require_finite
+from sft.errors import StoppedError
+from sft.faults import fault_at
 from sft.history import History
 from sft.metering import Meter
 from sft.model_check import Collation, prepare_model
@@ -34,7 +36,10 @@ from sft.prefetch import prefetched
 from sft.profiling import profiled
 from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches, steps_per_epoch
-from sft.world import World
+from sft.world import StepTotals, World
+
+BATCHES_BETWEEN_QUESTIONS = 8
+"""How many batches of an evaluation pass before the ranks ask each other again whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -119,26 +124,29 @@ def train(
     Raises:
         NonFiniteError: a loss or gradient is no number, on all ranks at the same step.
         SettingsError: `packing` with a model in which packed documents see each other.
+        StoppedError: a rank was asked to stop; all have, and the last step is saved.
     """
     collation = prepare_model(engine, args, world)
     timer, meter = engine.timer, Meter.of(engine.model, engine.timer, args, world)
     started = time.monotonic() - state.elapsed_s
     engine.model.train()
+    totals, heartbeat = StepTotals(world), world.heartbeat
+    heartbeat.plan(plan.num_steps)
     steps = range(state.step + 1, plan.num_steps + 1)
     upcoming = prefetched(step_data(steps, train_data, args, plan, world, collation))
+    if state.evaluation_is_due and eval_data is not None:
+        state, is_best = evaluated(engine, eval_data, args, plan, world, history, state, collation)
+        if is_best and args.load_best_model_at_end:
+            save(checkpoints, engine, state, world)
+        if state.evaluation_is_due:
+            raise StoppedError(stopped_message(state, plan, checkpoints, heartbeat.stop_reason))
     for step in profiled(steps, args, world):
+        heartbeat.beat("step", step)
         with timer("data"):
             data = next(upcoming)
         seed_dropout(args.seed, step, world.rank)
-        loss_sum = torch.zeros((), device=world.device)
-        for number, batch in enumerate(data.batches, 1):
-            is_last = number == len(data.batches)
-            loss_sum += engine.accumulate(batch.to(world.device), data.total_weight, is_last=is_last)
         learning_rate = learning_rate_at(step, plan.num_steps, args)
-        with timer("communication"):
-            loss_sum = world.total(loss_sum)
-        with timer("optimizer"):
-            loss, grad_norm = engine.step(learning_rate, loss_sum / data.total_weight)
+        loss, grad_norm = optimizer_step(engine, data, totals, learning_rate, step, world)
 
         meter.step(data.num_tokens, data.num_trained_tokens, data.own_slots, data.own_squares)
         state = replace(
@@ -147,27 +155,96 @@ def train(
             num_tokens=state.num_tokens + data.num_tokens,
             num_trained_tokens=state.num_trained_tokens + data.num_trained_tokens,
             elapsed_s=time.monotonic() - started,
+            evaluation_is_due=eval_data is not None and (step % plan.eval_every == 0 or step == plan.num_steps),
         )
         if step % args.logging_steps == 0 or step in (1, plan.num_steps):
-            totals = {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_trained_tokens}
-            found = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, **totals, **meter.record()}
-            history.log_step(plan.record(step, found, state.elapsed_s))
+            totals_so_far = {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_trained_tokens}
+            found = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, **totals_so_far}
+            history.log_step(plan.record(step, {**found, **meter.record()}, state.elapsed_s))
         history.advance(step)
 
         is_best = False
-        if eval_data is not None and (step % plan.eval_every == 0 or step == plan.num_steps):
-            with timer("evaluation"):
-                eval_loss, num_eval_tokens = evaluate(engine, eval_data, args, world, collation)
-            require_finite("eval_loss", eval_loss)
-            state, is_best = after_evaluation(state, eval_loss)
-            found = {"eval_loss": eval_loss, "num_trained_tokens": num_eval_tokens}
-            history.log_eval(plan.record(step, found, time.monotonic() - started))
-        if (args.save_steps and step % args.save_steps == 0) or (is_best and args.load_best_model_at_end):
-            with timer("checkpoint"):
-                checkpoints.save(engine, state)
+        if state.evaluation_is_due and eval_data is not None and not totals.stop_is_agreed:
+            state, is_best = evaluated(engine, eval_data, args, plan, world, history, state, collation)
+        stops = totals.stop_is_agreed or state.evaluation_is_due
+        if stops or (args.save_steps and step % args.save_steps == 0) or (is_best and args.load_best_model_at_end):
+            save(checkpoints, engine, state, world)
+        if stops:
+            checkpoints.finish()
+            raise StoppedError(stopped_message(state, plan, checkpoints, heartbeat.stop_reason))
         if args.early_stopping_patience and state.num_evals_since_best >= args.early_stopping_patience:
             break
     return state
+
+
+def optimizer_step(
+    engine: Engine, data: StepData, totals: StepTotals, learning_rate: float, step: int, world: World
+) -> tuple[float, float]:
+    """One optimizer step; (its loss, the gradient's norm)."""
+    loss_sum = torch.zeros((), device=world.device)
+    for number, batch in enumerate(data.batches, 1):
+        is_last = number == len(data.batches)
+        loss_sum += engine.accumulate(batch.to(world.device), data.total_weight, is_last=is_last)
+        world.heartbeat.beat("step", step)
+    if (fault := fault_at("step", step, world.rank)) is not None:
+        do_fault(fault, engine, loss_sum)
+    with engine.timer("communication"):
+        loss_sum = totals.add_up(loss_sum)
+    with engine.timer("optimizer"):
+        return engine.step(learning_rate, loss_sum / data.total_weight)
+
+
+@torch.no_grad()
+def do_fault(kind: str, engine: Engine, loss_sum: torch.Tensor) -> None:
+    """Does what `sft.faults` leaves to the loop: a loss that is no number on this rank, or one weight changed on it."""
+    if kind == "nan":
+        loss_sum.fill_(math.nan)
+    elif kind == "perturb":
+        next(engine.model.parameters()).view(-1)[:1] += 1.0
+
+
+def evaluated(
+    engine: Engine,
+    data: ConversationDataset,
+    args: Args,
+    plan: Plan,
+    world: World,
+    history: History,
+    state: RunState,
+    collation: Collation,
+) -> tuple[RunState, bool]:
+    """Evaluates and logs it; the state with it, and whether it is the best so far. The evaluation stays due where the
+    ranks were asked to stop meanwhile.
+
+    Raises:
+        NonFiniteError: the loss is no number.
+    """
+    started = time.monotonic()
+    with engine.timer("evaluation"):
+        found = evaluate(engine, data, args, world, collation, state.step)
+    if found is None:
+        return state, False
+    eval_loss, num_eval_tokens = found
+    require_finite("eval_loss", eval_loss)
+    state, is_best = after_evaluation(replace(state, evaluation_is_due=False), eval_loss)
+    record = {"eval_loss": eval_loss, "num_trained_tokens": num_eval_tokens}
+    history.log_eval(plan.record(state.step, record, state.elapsed_s + time.monotonic() - started))
+    return state, is_best
+
+
+def save(checkpoints: Checkpoints, engine: Engine, state: RunState, world: World) -> None:
+    """Saves a checkpoint."""
+    world.heartbeat.beat("checkpoint", state.step)
+    with engine.timer("checkpoint"):
+        checkpoints.save(engine, state)
+    world.heartbeat.beat("step", state.step)
+
+
+def stopped_message(state: RunState, plan: Plan, checkpoints: Checkpoints, reason: str | None) -> str:
+    """What was saved, and how to go on."""
+    by = f" by {reason}" if reason is not None else ", as another rank was told to"
+    saved = f"stopped{by} after step {state.step} of {plan.num_steps}; {checkpoints.path(state.step)} is saved."
+    return f"{saved} The same command goes on from there."
 
 
 def step_data(
@@ -215,20 +292,34 @@ def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Arg
 
 
 def evaluate(
-    engine: Engine, data: ConversationDataset, args: Args, world: World, collation: Collation = "padded"
-) -> tuple[float, int]:
-    """(weighted mean loss over all trained tokens, number of those tokens): the same for any world or batch."""
+    engine: Engine,
+    data: ConversationDataset,
+    args: Args,
+    world: World,
+    collation: Collation = "padded",
+    step: int = 0,
+) -> tuple[float, int] | None:
+    """(weighted mean loss over all trained tokens, number of those tokens): the same for any world or batch. None where
+    the ranks were asked to stop before the end."""
     engine.model.eval()
     loss_sum, num_trained_tokens, total_weight = torch.zeros((), device=world.device, dtype=torch.float64), 0, 0.0
     size = args.per_device_eval_batch_size
-    for share in rank_batches(range(len(data)), world.data_rank, world.data_size, size, data.lengths, by_length=True):
+    shares = rank_batches(range(len(data)), world.data_rank, world.data_size, size, data.lengths, by_length=True)
+    is_stopped = False
+    for number, share in enumerate(shares, 1):
+        world.heartbeat.beat("evaluation", step)
         is_flat = collation == "flat"
         whole = collate_flat([data[document] for document in share], 0) if is_flat else data.batch(share)
         batch = shard_of(whole, world.sequence).to(world.device)
         loss_sum += engine.evaluate(batch).double()
         num_trained_tokens += batch.num_trained_tokens
         total_weight += batch.total_weight
+        if number % BATCHES_BETWEEN_QUESTIONS == 0 and world.any(world.heartbeat.stop_reason is not None):
+            is_stopped = True
+            break
     engine.model.train()
+    if is_stopped:
+        return None
     loss, count, weight = world.sum(float(loss_sum), num_trained_tokens, total_weight)
     return loss / weight, int(count)
 

@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if __name__ == "__main__":
     # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
@@ -23,8 +24,9 @@ if __name__ == "__main__":
 
 from sft.arguments import describe_settings, load_args
 from sft.config import LAUNCHER_OPTIONS, Args
-from sft.errors import SftError
+from sft.errors import LostPeerError, SftError
 from sft.fence import Holder, ended_jobs, refuse_if_held
+from sft.heartbeat import Heartbeat
 from strict_settings import SettingsError
 
 if TYPE_CHECKING:
@@ -41,13 +43,19 @@ if TYPE_CHECKING:
 USAGE = """usage: sft/train.py [--config RUN.yaml] [--NAME VALUE …] [--check] [--help]
 
 Trains a causal language model on conversations. Settings come from the YAML file; options override it.
---check validates the settings and ends. Exit codes: 0 done, 2 settings, 3 data, 13 storage, 14 checkpoint,
+--check validates the settings and ends. SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 save and stop; a second one ends at once.
+Exit codes: 0 done, 2 settings, 3 data, 10 stopped and saved, 11 another rank is gone, 13 storage, 14 checkpoint,
 15 loss or gradient not finite, 16 output_dir held by another process or data changed, 1 anything else.
 """
 
 
-def main(words: Sequence[str]) -> int:
-    """The command line; returns the exit code."""
+def main(words: Sequence[str], *, owns_process: bool = False) -> int:
+    """The command line; returns the exit code.
+
+    Args:
+        words: the options.
+        owns_process: this process is there for the run alone: it heeds signals, and ends where a rank is lost.
+    """
     words = [word for word in words if word.partition("=")[0] not in LAUNCHER_OPTIONS]
     if "--help" in words or "-h" in words:
         print(f"{USAGE}\n{describe_settings()}")
@@ -60,13 +68,50 @@ def main(words: Sequence[str]) -> int:
             if os.environ.get("RANK", "0") == "0":  # in a tenth of a second: `train_with` looks again
                 holder = Holder.this_process(os.environ)
                 refuse_if_held(Path(args.output_dir), holder, ended_jobs=ended_jobs(os.environ))
-            _import_libraries()
-            train_with(args)
+            return _run(args) if owns_process else _train(args, Heartbeat.from_env(os.environ))
     except (SettingsError, SftError) as error:
-        # On every rank: each has a log of its own, and any of them may be the one that is looked at.
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return _told(error)
     return 0
+
+
+def _train(args: Args, heartbeat: Heartbeat) -> int:
+    from sft.faults import install
+
+    install(os.environ)
+    _import_libraries()
+    train_with(args, heartbeat)
+    return 0
+
+
+def _run(args: Args) -> int:
+    """Trains, and heeds signals meanwhile; the exit code."""
+    heartbeat = Heartbeat.from_env(os.environ)
+    heartbeat.listen()
+    try:
+        return _train(args, heartbeat)
+    except (SettingsError, SftError) as error:
+        return _told(error)
+    except Exception as error:
+        from sft.world import is_lost_peer
+
+        if not is_lost_peer(error):
+            raise
+        traceback.print_exc()
+        # At once: to take the process group down can abort, or wait for the rank that is gone.
+        _leave(_told(LostPeerError(f"another rank is gone: {error}")))
+    finally:
+        heartbeat.close()
+
+
+def _told(error: SettingsError | SftError) -> int:
+    # On every rank: each has a log of its own, and any of them may be the one that is looked at.
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def run_training(config: str | Path | None = None, **overrides: Any) -> Path:
@@ -102,14 +147,22 @@ def _import_libraries() -> None:
     gc.enable()
 
 
-def train_with(args: Args) -> None:
-    """Trains by validated settings. In a distributed run every rank calls it."""
+def train_with(args: Args, heartbeat: Heartbeat | None = None) -> None:
+    """Trains by validated settings. In a distributed run every rank calls it.
+
+    Args:
+        args: the settings.
+        heartbeat: hears that the run is to stop; by default what the launcher's board says, and no signals.
+    """
     from sft.allocator import keep_freed_memory
     from sft.world import world_from_env
 
     needs_group = args.deepspeed is not None or args.fsdp
+    heartbeat = heartbeat or Heartbeat.from_env(os.environ)
     size = args.sequence_parallel_size
-    with world_from_env(args.ddp_timeout, always_group=needs_group, sequence_parallel_size=size) as world:
+    with world_from_env(
+        args.ddp_timeout, always_group=needs_group, sequence_parallel_size=size, heartbeat=heartbeat
+    ) as world:
         if world.device.type == "cpu":
             keep_freed_memory(os.environ)
         train_in_world(args, world)
@@ -150,6 +203,8 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     )
     found = checkpoints.find(args.resume_from_checkpoint)
     state = checkpoints.load(found, engine) if found is not None else RunState()
+    if found is not None:
+        world.heartbeat.checkpointed(state.step)
     checkpoints.begin(engine, state.step, plan.num_saves(args, state.step))
     if world.is_main:
         write_json(output_dir / "arguments.json", args.to_json())  # only now: nothing is left to be refused
@@ -162,6 +217,7 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
         history.start(state.step)
         state = train(engine, train_data, eval_data, args, plan, world, history, checkpoints, state)
         checkpoints.finish()
+        world.heartbeat.beat("end", state.step)
         if args.load_best_model_at_end and state.best_step is not None and state.best_step != state.step:
             checkpoints.load_weights(checkpoints.path(state.best_step), engine)
         checkpoints.require_fence()
@@ -328,4 +384,4 @@ def _say(world: World, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], owns_process=True))

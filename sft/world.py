@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sft.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class World:
     size: int
     device: torch.device
     sequence: SequenceGroup = field(default_factory=SequenceGroup)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    """Where this process tells how far it is, and hears that it is to stop."""
 
     @property
     def data_size(self) -> int:
@@ -64,13 +69,6 @@ class World:
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
-    def total(self, value: Tensor) -> Tensor:
-        """A tensor of one number added up over all ranks, in float64; not waited for where the device can go on."""
-        total = value.detach().to(torch.float32 if self.device.type == "mps" else torch.float64, copy=True)
-        if self.size > 1:
-            dist.all_reduce(total)
-        return total
-
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one."""
         return self.sum(float(flag))[0] > 0
@@ -81,14 +79,66 @@ class World:
             dist.barrier()
 
 
+_LOST_PEER = re.compile(
+    r"gloo/|Connection (reset|closed|refused)|Broken pipe|closed by (the )?(remote )?peer|remote process exited|"
+    r"NCCL communicator was aborted|ncclRemoteError|Timed out waiting|Socket Timeout|failed to recv"
+)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone, or did not come within the group's timeout."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and dist.is_initialized() and _LOST_PEER.search(str(error)) is not None
+    )
+
+
+class StepTotals:
+    """What each step adds up over all ranks, in one collective: its loss, and whether a rank is asked to stop."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._asks = world.heartbeat
+        # float64: of many micro-batches nothing is rounded away.
+        dtype = torch.float32 if world.device.type == "mps" else torch.float64
+        self._sums = torch.zeros(2, dtype=dtype, device=world.device)
+        self._loss: Tensor = self._sums[0]
+        self._stop: Tensor = self._sums[1]
+        is_cuda = world.device.type == "cuda"
+        self._on_host = torch.zeros(2, dtype=dtype, pin_memory=True) if is_cuda else self._sums
+
+    def add_up(self, loss_sum: Tensor) -> Tensor:
+        """The loss over all ranks, to be read before the next step's; not waited for where the device can go on."""
+        self._loss.copy_(loss_sum)
+        if self._asks.stop_reason is not None:
+            self._stop.fill_(1.0)
+        if self._world.size > 1:
+            dist.all_reduce(self._sums)
+        if self._on_host is not self._sums:
+            self._on_host.copy_(self._sums, non_blocking=True)
+        return self._loss
+
+    @property
+    def stop_is_agreed(self) -> bool:
+        """Whether a rank was asked to stop before this step's sum, the same on all. On a GPU known once something that
+        came later on its stream has been read, as the step's loss."""
+        return bool(self._on_host[1] > 0)
+
+
 @contextmanager
-def world_from_env(timeout_s: int, *, always_group: bool = False, sequence_parallel_size: int = 1) -> Iterator[World]:
+def world_from_env(
+    timeout_s: int,
+    *,
+    always_group: bool = False,
+    sequence_parallel_size: int = 1,
+    heartbeat: Heartbeat | None = None,
+) -> Iterator[World]:
     """The world that torchrun or DeepSpeed described in RANK, LOCAL_RANK and WORLD_SIZE; solo without them.
 
     Args:
         timeout_s: how long a collective may take before the run is ended.
         always_group: make a process group also for a solo process: DeepSpeed and FSDP2 need one.
         sequence_parallel_size: neighbouring ranks that share the tokens of each row; divides the world's size.
+        heartbeat: of this process; by default nobody hears it.
 
     The process group is nccl on GPUs and gloo elsewhere. It is left behind, not destroyed, when the body raises:
     destroying it can wait for peers, and the message must get out first.
@@ -102,7 +152,8 @@ def world_from_env(timeout_s: int, *, always_group: bool = False, sequence_paral
     elif always_group:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=bound)
-    yield World(rank, local_rank, size, device, sequence_group(rank, sequence_parallel_size, timeout_s))
+    group = sequence_group(rank, sequence_parallel_size, timeout_s)
+    yield World(rank, local_rank, size, device, group, heartbeat or Heartbeat())
     if dist.is_initialized():
         dist.destroy_process_group()
 

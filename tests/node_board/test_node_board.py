@@ -18,6 +18,7 @@ from node_board import NodeBoard
 
 board = NodeBoard.attach_from(os.environ, int(sys.argv[1]))
 board.beat("step", 7)
+board.plan(100)
 board.checkpointed(5)
 board.tell_slowness(1.75)
 print(os.getpid(), board.stop_reason)
@@ -47,7 +48,7 @@ def test_what_a_process_tells_is_seen_by_another_in_its_slot_alone(board: NodeBo
     pid, reason = rank.stdout.split()
     first, slot, last = board.slots()
     assert (slot.pid, slot.phase, slot.step, slot.num_beats) == (int(pid), "step", 7, 2)
-    assert (slot.last_checkpoint, slot.slowness, reason) == (5, 1.75, "time_limit")
+    assert (slot.last_checkpoint, slot.num_steps, slot.slowness, reason) == (5, 100, 1.75, "time_limit")
     assert before < slot.beat_at < time.monotonic()
     assert (first.pid, last.pid) == (0, 0)
     board.close()
