@@ -6,6 +6,7 @@ On Slurm submitit calls `run_node` in a task of its own on each node; locally `l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,18 +21,28 @@ from typing import Any, NoReturn
 from launch import network, processes
 from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
 from launch.devices import has_gpu
-from launch.errors import KILLED, OK, TERMINATED, LaunchError, RendezvousError
-from launch.outcome import read_outcome
+from launch.errors import HANG, KILLED, OK, TERMINATED, LaunchError, RendezvousError, reason_of
+from launch.outcome import exit_line, read_outcome
 from launch.rank import TAIL_LINES, error_in, read_tail
 from launch.records import make_directory, read_json, write_json, write_text
 from launch.rendezvous import Allocation, Rendezvous, allocation_from, candidate_ports
 from launch.spec import JobSpec
+from launch.watch import NodeWatch
+from node_board import VARIABLE
 
 RENDEZVOUS_TIMEOUT_S = 60.0
-STOP_GRACE_S = 3.5
-"""From SIGTERM to the ranks until everything on the node is killed. Slurm's KillWait is 30 s by default."""
+FAILED_GRACE_S = 3.5
+"""From SIGTERM to the ranks until everything on the node is killed, where another node has failed: nothing can be saved
+then."""
+KILL_MARGIN_S = 3.0
+"""How long before Slurm's SIGKILL the agent ends its ranks itself, to write their records."""
 PEER_RECORDS_S = 3.0
 """How long to wait for another node's record where this node's ranks are victims only."""
+PEER_STACKS_S = 7.0
+"""The same where a rank hangs: the other node asks for stacks first."""
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+"""Slurm may send these to every process of a step: torchrun and DeepSpeed's launcher would die of them."""
+_URGENT = (signal.SIGTERM, signal.SIGINT)
 _POLL_S = 0.1
 _LEFT_OVER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -55,6 +66,7 @@ class Agent:
         self.records = run_dir / "exit" / self.attempt
         self.log = self.logs / f"node-{self.node}.log"
         self.stop_signal: int | None = None
+        self.last_words = os.dup(2)
         job = read_json(run_dir / "job.json")
         if job is None:
             raise LaunchError(f"{run_dir}/job.json is missing; the run directory must be on a disk that nodes share.")
@@ -82,14 +94,15 @@ class Agent:
         return self._write_end(own_code, error, started_at)
 
     def _take_over_signals(self) -> None:
-        """Submitit ignores SIGTERM and requeues on SIGUSR2; here SIGTERM stops the ranks."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Submitit ignores SIGTERM and requeues on SIGUSR2; here both ask the ranks to save and stop. SIGTERM has a
+        SIGKILL behind it."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._on_stop)
-        for number in (signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGCONT, lambda *_: None)
 
     def _on_stop(self, number: int, _frame: FrameType | None) -> None:
-        self.stop_signal = self.stop_signal or number
+        if self.stop_signal is None or number in _URGENT:
+            self.stop_signal = number
 
     def _redirect_output(self) -> None:
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -150,33 +163,78 @@ class Agent:
         if self.spec.launcher == "deepspeed":
             write_text(Path(hostfile_path(str(self.logs), self.node)), hostfile_text(self.spec, rendezvous))
         argv = launcher_argv(self.spec, rendezvous, str(self.logs))
+        watch = NodeWatch(self.spec, self.node, self.records, self.logs)
         environment = inherited | node_environment(self.spec, rendezvous, self.attempt, facts)
+        environment[VARIABLE] = str(watch.board.path)
         print(f"node {self.node} on {socket.gethostname()} starts: {json.dumps(argv)}", flush=True)
         launcher = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             env=environment,
-            preexec_fn=processes.before_exec(signal.SIGKILL),  # noqa: PLW1509 - one thread only
+            preexec_fn=processes.before_exec(signal.SIGKILL, ignored=_IGNORED),  # noqa: PLW1509 - one thread only
         )
-        while launcher.poll() is None and self.stop_signal is None:
-            time.sleep(_POLL_S)
-        if self.stop_signal is not None:
-            self._stop_ranks(launcher)
-        else:
-            self._await_wrappers()
-        processes.kill_descendants()
+        try:
+            self._oversee(launcher, watch)
+        finally:
+            processes.kill_descendants()
+            watch.board.close()
         return self._settle(launcher.wait())
 
-    def _stop_ranks(self, launcher: subprocess.Popen[bytes]) -> None:
-        """SIGTERM to the wrappers, which pass it on, once; then a grace. Without ranks yet, to the launcher."""
-        print(f"node {self.node} was told to stop by {signal.Signals(self.stop_signal or 0).name}", flush=True)
+    def _oversee(self, launcher: subprocess.Popen[bytes], watch: NodeWatch) -> None:
+        """Waits for the launcher; stops the ranks where that is asked for, and ends them where they hang."""
+        while launcher.poll() is None:
+            watch.look()
+            if watch.hangs:
+                watch.end_hanging_ranks()
+                return
+            if self.stop_signal is not None or watch.requested_stop is not None:
+                self._stop_ranks(launcher, watch)
+                return
+            time.sleep(_POLL_S)
+        self._await_wrappers()
+
+    def _stop_ranks(self, launcher: subprocess.Popen[bytes], watch: NodeWatch) -> None:
+        """Asks the ranks to save and stop, and waits for them as long as there is time and they move.
+
+        Our own script sees the request on the board; others are told by SIGTERM through their wrappers, once. Without
+        ranks yet, the launcher is told.
+        """
+        reason = self._stop_reason(watch)
+        print(f"node {self.node} was told to stop: {reason}", flush=True)
+        fails = watch.is_failing_elsewhere()
+        if not fails:
+            watch.board.request_stop(reason)
         below = set(processes.descendants(os.getpid()))
         wrappers = [record["pid"] for record in self._own_records() if record["code"] is None]
-        living = [pid for pid in wrappers if pid in below]
-        processes.send(living or [launcher.pid], signal.SIGTERM)
-        deadline = time.monotonic() + STOP_GRACE_S
-        while time.monotonic() < deadline and any(processes.start_ticks(pid) for pid in living or [launcher.pid]):
+        living = [pid for pid in wrappers if pid in below] or [launcher.pid]
+        if fails or not watch.knows_ranks:
+            processes.send(living, signal.SIGTERM)
+        began, urgent_at = time.monotonic(), None
+        while any(processes.start_ticks(pid) for pid in living):
+            if urgent_at is None and self.stop_signal in _URGENT:
+                urgent_at = time.monotonic()
+            watch.look()
+            is_over = time.monotonic() > self._deadline(began, urgent_at, fails=fails)
+            if is_over or not watch.moves() or (not fails and watch.is_failing_elsewhere()):
+                print(f"node {self.node} ends ranks that have not stopped after {time.monotonic() - began:.1f} s")
+                return
             time.sleep(_POLL_S)
+
+    def _stop_reason(self, watch: NodeWatch) -> str:
+        if (self.records.parent.parent / "cancelled.json").exists():
+            return "cancelled"
+        return watch.requested_stop or signal.Signals(self.stop_signal or signal.SIGTERM).name
+
+    def _deadline(self, began: float, urgent_at: float | None, *, fails: bool) -> float:
+        """Until when ranks may take to stop (time.monotonic())."""
+        if fails:
+            return began + FAILED_GRACE_S
+        deadline = began + self.spec.stop_grace_s
+        if urgent_at is not None and self.spec.kill_wait_s is not None:
+            deadline = min(
+                deadline, urgent_at + max(self.spec.kill_wait_s - KILL_MARGIN_S, 0.5 * self.spec.kill_wait_s)
+            )
+        return deadline
 
     def _await_wrappers(self) -> None:
         """The launcher is gone; its wrappers are about to be. Lets those that still write their record do so."""
@@ -212,6 +270,7 @@ class Agent:
         text = read_tail(self.logs / f"rank-{record['rank']}.log")
         end = {
             "code": KILLED,
+            "reason": reason_of(KILLED),
             "signal": int(signal.SIGKILL),
             "stopped": self.stop_signal is not None,
             "error": "killed together with its wrapper or launcher, often for lack of memory",
@@ -238,16 +297,33 @@ class Agent:
         code = self._root_code(own_code)
         write_json(self.records / f"node-{self.node}.json", record | {"code": code})
         print(f"node {self.node} ends with code {code}", flush=True)
+        self._say_last_words()
         return code
 
     def _root_code(self, own_code: int) -> int:
+        """The root cause's code, as soon as the records tell it for good, or will not."""
         num_nodes = self.spec.resources.nodes
-        deadline = time.monotonic() + (PEER_RECORDS_S if num_nodes > 1 and self.stop_signal is None else 0.0)
+        started = time.monotonic()
         while True:
-            cause = read_outcome(self.records, num_nodes).root_cause
-            if cause is None or not cause.is_victim or time.monotonic() >= deadline:
+            outcome = read_outcome(self.records, num_nodes)
+            cause = outcome.root_cause
+            hangs = cause is not None and cause.code == HANG
+            is_known = (
+                cause is None or not (cause.is_victim or hangs) or outcome.num_ranks_ended == self.spec.world_size
+            )
+            patience_s = PEER_STACKS_S if hangs else PEER_RECORDS_S if self.stop_signal is None else 0.0
+            if num_nodes == 1 or is_known or time.monotonic() - started >= patience_s:
                 return cause.code if cause is not None else own_code
             time.sleep(_POLL_S)
+
+    def _say_last_words(self) -> None:
+        """The line that says how the job ended, by the first node alone, on the job's own stderr."""
+        outcome = read_outcome(self.records, self.spec.resources.nodes)
+        line = exit_line(outcome, self.spec.name)
+        print(line, flush=True)
+        if self.node == 0:
+            with contextlib.suppress(OSError):
+                os.write(self.last_words, f"{line}\n".encode(errors="replace"))
 
 
 if __name__ == "__main__":

@@ -96,6 +96,9 @@ def node_environment(spec: JobSpec, rendezvous: Rendezvous, attempt: str, facts:
     if spec.launcher == "deepspeed":
         devices = spec.env.get("CUDA_VISIBLE_DEVICES", facts.visible_devices)
         environment[VISIBLE_DEVICES] = "" if devices is None else f"={devices}"
+    else:
+        # Where Slurm tells torchrun too to stop, it would end ranks that still save after 30 s; the agent is sooner.
+        environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = f"{spec.stop_grace_s + 10:.0f}"
     environment |= {
         "CLEANSFT_RUN_DIR": spec.run_dir,
         "CLEANSFT_ATTEMPT": attempt,

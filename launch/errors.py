@@ -4,7 +4,12 @@ from __future__ import annotations
 
 OK = 0
 REFUSED = 2
+STOPPED = 10
+PEER_LOST = 11
+HANG = 12
 RENDEZVOUS_FAILED = 17
+OUT_OF_MEMORY = 18
+NO_PROGRESS = 93
 INTERRUPTED = 130
 KILLED = 137
 TERMINATED = 143
@@ -13,12 +18,39 @@ EXIT_CODES = {
     OK: "done",
     1: "the run is lost: its processes are gone and left no record",
     REFUSED: "the request is refused, nothing was submitted (also: a RUN that does not exist)",
+    STOPPED: "stopped before its end (signal, time limit, preemption), with its state saved",
+    PEER_LOST: "a rank died by a signal or left before the end, or its node is gone",
+    HANG: "a rank did not move within its limit; the watchdog ended the job",
     RENDEZVOUS_FAILED: "a node did not learn the address of node 0, or node 0 found no address or port to offer",
+    OUT_OF_MEMORY: "a rank was killed by the kernel as the memory of its cgroup was used up",
     INTERRUPTED: "Ctrl-C while waiting; the job goes on",
-    KILLED: "a rank was killed by SIGKILL, often for lack of memory (128 + 9)",
-    TERMINATED: "cancelled, or stopped by Slurm (128 + 15)",
+    TERMINATED: "cancelled, or stopped by Slurm, and nothing was saved (128 + 15)",
 }
-"""Every other code is the training script's own; a death by signal N is 128 + N."""
+"""Every other code is the training script's own."""
+
+REASONS = {
+    OK: "done",
+    REFUSED: "settings",
+    3: "data",
+    STOPPED: "stopped",
+    PEER_LOST: "peer_lost",
+    HANG: "hang",
+    13: "storage",
+    14: "no_checkpoint",
+    15: "non_finite",
+    16: "fenced",
+    RENDEZVOUS_FAILED: "rendezvous",
+    OUT_OF_MEMORY: "out_of_memory",
+    NO_PROGRESS: "no_progress",
+    KILLED: "killed",
+    TERMINATED: "terminated",
+}
+"""Exit code → the word for it in records and in the last line; `error` for any other."""
+
+
+def reason_of(code: int) -> str:
+    """The word for an exit code."""
+    return REASONS.get(code, "error")
 
 
 class LaunchError(Exception):

@@ -21,8 +21,8 @@ from launch.records import read_json
 from launch.spec import JobSpec
 from strict_settings import Problem
 
-AGENT_GRACE_S = 6.0
-"""From SIGTERM to SIGKILL of an agent, which needs up to 3.5 s for its own ranks."""
+AGENT_MARGIN_S = 5.0
+"""How much longer than its ranks an agent may take until it gets a SIGKILL."""
 _POLL_S = 0.1
 
 
@@ -104,7 +104,7 @@ class Supervisor:
     def _end_agents(self) -> None:
         """What `srun --kill-on-bad-exit` does: SIGTERM, a grace, SIGKILL. Nothing where all have ended."""
         processes.send([agent.pid for agent in self._agents if agent.poll() is None], signal.SIGTERM)
-        deadline = time.monotonic() + AGENT_GRACE_S
+        deadline = time.monotonic() + self._spec.stop_grace_s + AGENT_MARGIN_S
         while time.monotonic() < deadline and any(agent.poll() is None for agent in self._agents):
             time.sleep(_POLL_S)
         for agent in self._agents:

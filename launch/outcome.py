@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.errors import OK, TERMINATED
+from launch.errors import HANG, OK, PEER_LOST, TERMINATED, reason_of
 from launch.records import read_json
 
 _LOST_PEER = (
@@ -31,10 +31,20 @@ class Failure:
     tail: tuple[str, ...]
     ended_at: float
     stopped: bool
+    reason: str = ""
+    step: int | None = None
+    """The optimizer step that it was at, where the board knows."""
+    last_checkpoint: int | None = None
+    blame: int | None = None
+    """Of a rank that hung: how surely it was the one (launch.hang)."""
 
     @property
     def is_victim(self) -> bool:
         """Whether it ended because another one did: told to stop, or cut off from a peer."""
+        if self.blame is not None:
+            return self.blame == 0
+        if self.code == PEER_LOST and self.signal is None and self.reason == reason_of(PEER_LOST):
+            return True
         return self.stopped or any(re.search(_LOST_PEER, line, re.IGNORECASE) for line in self.tail)
 
 
@@ -48,6 +58,9 @@ class Outcome:
     root_cause: Failure | None
     """The failure that the others follow from; None where nothing failed."""
     num_failures: int
+    num_ranks_ended: int = 0
+    last_checkpoint: int | None = None
+    """Step of the last complete checkpoint that a rank has told of."""
 
     @property
     def is_complete(self) -> bool:
@@ -70,23 +83,53 @@ def read_outcome(folder: Path, num_nodes: int) -> Outcome:
     root_cause = root_cause_of(failures)
     if root_cause is None and (stopped := [record for record in nodes if record["code"]]):
         root_cause = _failure(stopped[0] | {"own_code": stopped[0]["code"]})
-    return Outcome(num_nodes, len(nodes), len(ranks), root_cause, len(failures))
+    saved = max(
+        (record["last_checkpoint"] for record in ranks if record.get("last_checkpoint") is not None), default=None
+    )
+    num_ended = sum(record.get("code") is not None for record in ranks)
+    return Outcome(num_nodes, len(nodes), len(ranks), root_cause, len(failures), num_ended, saved)
 
 
 def root_cause_of(failures: Iterable[Failure]) -> Failure | None:
-    """The earliest failure that is nobody's consequence; failing that, the earliest."""
-    return min(failures, key=lambda failure: (failure.is_victim, failure.ended_at), default=None)
+    """The earliest failure that is nobody's consequence; failing that, the earliest. Of ranks that hang together, the
+    one that is most surely the cause, whichever node has noticed first."""
+    found = list(failures)
+    cause = min(found, key=lambda failure: (failure.is_victim, failure.ended_at), default=None)
+    if cause is None or cause.code != HANG:
+        return cause
+    hanging = [failure for failure in found if failure.code == HANG]
+    return min(hanging, key=lambda failure: (-(failure.blame or 0), failure.step or 0, failure.ended_at))
+
+
+def exit_line(outcome: Outcome, run: str) -> str:
+    """The last line of a job: `LAUNCH-EXIT code=11 reason=rank_died rank=1 host=n2 step=137 resume_from=130 next="…"`.
+
+    Args:
+        outcome: how it ended.
+        run: by which `launch resume` finds the run.
+    """
+    cause = outcome.root_cause
+    words: dict[str, object] = {"code": outcome.code, "reason": cause.reason if cause is not None else reason_of(OK)}
+    if cause is not None:
+        words |= {"rank": cause.rank, "host": cause.host, "step": cause.step, "resume_from": outcome.last_checkpoint}
+        words["next"] = f'"python -m launch resume {run}"'
+    return "LAUNCH-EXIT " + " ".join(f"{name}={value}" for name, value in words.items() if value is not None)
 
 
 def _failure(record: dict[str, Any]) -> Failure:
+    code = record.get("own_code", record.get("code")) or TERMINATED
     return Failure(
         node=record["node"],
         rank=record.get("rank"),
         host=record["host"],
-        code=record.get("own_code", record.get("code")) or TERMINATED,
+        code=code,
         signal=record.get("signal"),
         error=record.get("error"),
         tail=tuple(record.get("tail") or ()),
         ended_at=record.get("ended_at") or 0.0,
         stopped=bool(record.get("stopped")),
+        reason=record.get("reason") or reason_of(code),
+        step=record.get("step"),
+        last_checkpoint=record.get("last_checkpoint"),
+        blame=record.get("blame"),
     )

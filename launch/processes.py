@@ -22,10 +22,17 @@ def die_with_parent(signal_number: int, parent_pid: int | None = None) -> None:
         os.kill(os.getpid(), signal_number)  # it died before the call above
 
 
-def before_exec(signal_number: int) -> Callable[[], None]:
-    """For Popen's preexec_fn: the child receives `signal_number` when this process dies."""
+def before_exec(signal_number: int, ignored: Iterable[int] = ()) -> Callable[[], None]:
+    """For Popen's preexec_fn: the child receives `signal_number` when this process dies, and ignores the others, until
+    it sets handlers of its own."""
     parent_pid = os.getpid()
-    return lambda: die_with_parent(signal_number, parent_pid)
+
+    def prepare() -> None:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+        die_with_parent(signal_number, parent_pid)
+
+    return prepare
 
 
 def adopt_orphans() -> None:
@@ -40,6 +47,13 @@ def start_ticks(pid: int) -> int | None:
     """
     fields = _stat(pid)
     return None if fields is None or fields[0] in "ZX" else int(fields[19])
+
+
+def state(pid: int) -> str | None:
+    """What the process does, by the kernel's letter (proc(5)): R runs, S waits, D waits in the kernel, T is stopped.
+    None where it has ended."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in "ZX" else fields[0]
 
 
 def descendants(pid: int) -> list[int]:

@@ -23,13 +23,18 @@ if __name__ == "__main__":
     # Started by its path: `launch` is found from here, and no module of it by a bare name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, reason_of
+from launch.memory_limit import MemoryLimit, memory_limit
 from launch.processes import before_exec, die_with_parent
 from launch.records import read_json, write_json
+from node_board import VARIABLE, NodeBoard, Slot
 
 STOP_GRACE_S = 2.5
-"""From SIGTERM to SIGKILL. Below Slurm's KillWait, so that the record is still written."""
+"""From SIGTERM to SIGKILL where a rank is ended because another one is gone. Where the board says that the run is to
+stop, the agent ends whoever takes too long; it knows how long there is to save."""
 TAIL_LINES = 20
 TAIL_BYTES = 65_536
+_LOOK_S = 1.0
 _FORWARDED = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -46,22 +51,54 @@ def main() -> int:
     path = run_dir / "exit" / attempt / f"rank-{rank}.json"
     log = run_dir / "logs" / attempt / f"rank-{rank}.log"
     write_json(path, record)
-    supervisor = _Supervisor([job["python"], "-u", job["script"], *job["script_args"]], log)
+    board = NodeBoard.attach(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
+    supervisor = _Supervisor([job["python"], "-u", job["script"], *job["script_args"]], log, board)
     code = supervisor.run()
     text = read_tail(log)
-    write_json(
-        path,
-        record
-        | {
-            "code": code,
-            "signal": code - 128 if supervisor.killed else None,
-            "stopped": supervisor.stopped,
-            "error": describe_end(text, code, supervisor.killed),
-            "tail": text.splitlines()[-TAIL_LINES:],
-            "ended_at": time.time(),
-        },
-    )
-    return code
+    end = end_of(code, supervisor, own_slot(board, record["local_rank"]), rank, text)
+    write_json(path, record | end | {"tail": text.splitlines()[-TAIL_LINES:], "ended_at": time.time()})
+    # Where a rank has left as if all were done, torchrun and DeepSpeed must hear that it is not.
+    return int(end["code"]) if code == OK else code
+
+
+def own_slot(board: NodeBoard | None, local_rank: int) -> Slot | None:
+    """What the script of this rank has told; None where it knows no board."""
+    slot = board.slots()[local_rank] if board is not None else None
+    return slot if slot is not None and slot.pid else None
+
+
+def end_of(code: int, child: _Supervisor, slot: Slot | None, rank: int, text: str) -> dict[str, Any]:
+    """How a rank ended, for its record.
+
+    Args:
+        code: of its script, 128 + N for death by signal N.
+        child: what was seen of it.
+        slot: what it has told.
+        rank: its number.
+        text: the end of its log.
+    """
+    number = code - 128 if child.killed else None
+    told = {
+        "signal": number,
+        "stopped": child.stopped,
+        "step": slot.step if slot is not None else None,
+        "last_checkpoint": slot.last_checkpoint if slot is not None else None,
+    }
+    if code == OK and slot is not None and slot.phase != "end":
+        total = f" of {slot.num_steps}" if slot.num_steps else ""
+        error = f"rank {rank} exited 0 at step {slot.step}{total}; it must stay until the end"
+        return {"code": PEER_LOST, "reason": "exited_early", "error": error, **told}
+    if number is None or child.stopped:
+        return {"code": code, "reason": reason_of(code), "error": describe_end(text, code, child.killed), **told}
+    name = signal.Signals(number).name
+    if child.num_oom_kills:
+        limit = child.memory.limit_bytes if child.memory is not None else None
+        of = f", limit {limit / 2**20:,.0f} MiB" if limit is not None else ""
+        error = f"rank {rank} was killed for lack of memory (cgroup oom_kill={child.num_oom_kills}{of})"
+        return {"code": OUT_OF_MEMORY, "reason": reason_of(OUT_OF_MEMORY), "error": error, **told}
+    error = f"rank {rank} on {socket.gethostname()} died ({name})"
+    said = error_in(text) if "Traceback (most recent call last):" in text else None
+    return {"code": PEER_LOST, "reason": "rank_died", "error": f"{error}: {said}" if said else error, **told}
 
 
 def _first_record(rank: int) -> dict[str, Any]:
@@ -79,10 +116,14 @@ def _first_record(rank: int) -> dict[str, Any]:
 class _Supervisor:
     """The script as a child, with the signals of its wrapper."""
 
-    def __init__(self, argv: list[str], log: Path) -> None:
+    def __init__(self, argv: list[str], log: Path, board: NodeBoard | None = None) -> None:
         self.stopped = False
         """Whether it was told to end: then its failure is somebody else's consequence."""
         self.killed = False
+        self.memory: MemoryLimit | None = None
+        """Of the cgroup that the script was in last."""
+        self.num_oom_kills = 0
+        self._board = board
         self._child: subprocess.Popen[bytes] | None = None
         self._argv = argv
         self._log = log
@@ -108,10 +149,26 @@ class _Supervisor:
         self._child = child
         if self.stopped:
             child.terminate()
-        code = child.wait()
+        code = self._wait(child)
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.killed = code < 0
         return 128 - code if code < 0 else code
+
+    def _wait(self, child: subprocess.Popen[bytes]) -> int:
+        """Waits for the end; meanwhile looks under which memory limit the script is, which its end would not tell."""
+        before = memory_limit(child.pid)
+        while True:
+            try:
+                code = child.wait(timeout=_LOOK_S)
+                break
+            except subprocess.TimeoutExpired:
+                found = memory_limit(child.pid)
+                if found is not None and (before is None or found.path != before.path):
+                    before = found
+        if code == -signal.SIGKILL and before is not None:
+            self.memory = before.again()
+            self.num_oom_kills = self.memory.num_kills - before.num_kills if self.memory is not None else 0
+        return code
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         if self._child is not None and self._child.returncode is not None:
@@ -123,7 +180,9 @@ class _Supervisor:
                 self._child.terminate()
 
     def _kill(self, _number: int, _frame: FrameType | None) -> None:
-        if self._child is not None:
+        if self._board is not None and self._board.stop_reason is not None:
+            signal.setitimer(signal.ITIMER_REAL, STOP_GRACE_S)  # it saves; the agent knows how long it may
+        elif self._child is not None:
             self._child.kill()
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:

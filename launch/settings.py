@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from launch import spec as specs
-from launch.spec import ROOT, JobSpec, Resources
-from strict_settings import Problem, SettingsError, Source, build, parse_command_line, read_yaml
+from launch.spec import ROOT, JobSpec, Resources, Watchdog
+from strict_settings import Problem, SettingsError, Source, at_least, build, parse_command_line, read_yaml
 from strict_settings import with_suggestion as suggestion
 
 Executor = Literal["auto", "slurm", "local"]
@@ -42,6 +42,11 @@ class LaunchSettings(Resources):
     """Shell lines that run before the agents, for example `module load cuda`."""
     python: str | None = None
     """Python of the job; default: the one that submits."""
+    stop_grace_s: Annotated[float, at_least(1)] = 60.0
+    """How long ranks may take to save once they are told to stop; on Slurm no longer than it waits (KillWait) where it
+    stops the job itself."""
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    """How long ranks may stand still."""
 
     def problems(self) -> Iterator[Problem]:
         """What concerns several settings."""
@@ -229,6 +234,8 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         config=None if draft.config is None else os.path.abspath(draft.config),
         env=dict(settings.env),
         setup=settings.setup,
+        stop_grace_s=settings.stop_grace_s,
+        watchdog=settings.watchdog,
     )
     if problems := [*job.problems(), *_file_problems(job, settings), *_directory_problems(run_dir)]:
         raise SettingsError(problems)

@@ -59,6 +59,25 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Watchdog:
+    """How long ranks may stand still before the job is ended with code 12. For our own training script, which tells its
+    progress; other scripts are not judged."""
+
+    enabled: bool = True
+    """false: ranks may hang for as long as the job has time."""
+    start_s: Annotated[float, at_least(1)] = 300.0
+    """From one stage of loading to the next, and for the first step."""
+    step_s: Annotated[float, at_least(1)] = 9.0
+    """For a step, at least; more where the run's own steps are slow."""
+    step_factor: Annotated[float, at_least(2)] = 5.0
+    """A step may take so many times the slowest of the recent ones."""
+    checkpoint_s: Annotated[float, at_least(1)] = 300.0
+    """For one tensor of a checkpoint or of the final model."""
+    evaluation_s: Annotated[float, at_least(1)] = 300.0
+    """For one batch of an evaluation."""
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """A job, resolved: every default filled in, every path absolute."""
 
@@ -74,6 +93,11 @@ class JobSpec:
     config: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
+    stop_grace_s: float = 60.0
+    """From the request to stop until the ranks are ended, in which they save."""
+    kill_wait_s: float | None = None
+    """From Slurm's SIGTERM to its SIGKILL; None where there is no such limit."""
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
     @property
     def procs_per_node(self) -> int:
@@ -108,7 +132,8 @@ class JobSpec:
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
         """The spec that `to_json` gave."""
         lists = {name: tuple(data[name]) for name in ("script_args", "setup")}
-        return cls(**{**data, **lists, "resources": Resources(**data["resources"])})
+        nested = {"resources": Resources(**data["resources"]), "watchdog": Watchdog(**data.get("watchdog", {}))}
+        return cls(**{**data, **lists, **nested})
 
 
 def name_problems(name: str) -> Iterator[Problem]:

@@ -23,9 +23,9 @@ VARIABLE = "CLEANSFT_BOARD"
 STACKS_SIGNAL = signal.SIGRTMIN + 7
 """At which a rank that beats writes the stacks of its threads to its log: no launcher and no library uses it."""
 
-Phase = Literal["start", "step", "evaluation", "checkpoint", "end"]
+Phase = Literal["start", "data", "step", "evaluation", "checkpoint", "end"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""Loading; training; evaluating; saving; writing the final model. Each has a limit of its own."""
+"""Loading; preparing data; training; evaluating; saving; writing the final model. Each has a limit of its own."""
 
 _MAGIC = 0x4452_414F_424E_5332
 _HEADER_WORDS = 16

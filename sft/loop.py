@@ -242,8 +242,8 @@ def save(checkpoints: Checkpoints, engine: Engine, state: RunState, world: World
 
 def stopped_message(state: RunState, plan: Plan, checkpoints: Checkpoints, reason: str | None) -> str:
     """What was saved, and how to go on."""
-    by = f" by {reason}" if reason is not None else ", as another rank was told to"
-    saved = f"stopped{by} after step {state.step} of {plan.num_steps}; {checkpoints.path(state.step)} is saved."
+    by = reason if reason is not None else "another rank, which was told to stop"
+    saved = f"stopped by {by}, after step {state.step} of {plan.num_steps}; {checkpoints.path(state.step)} is saved."
     return f"{saved} The same command goes on from there."
 
 

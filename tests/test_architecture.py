@@ -67,8 +67,9 @@ LAYERS = {
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
         "__init__ errors records processes devices",
-        "network rendezvous outcome spec rank options",
-        "settings command runs",
+        "network memory_limit rendezvous outcome spec options hang",
+        "rank watchdog",
+        "settings command runs watch",
         "script agent logs report local",
         "cluster",
         "submit",

@@ -1,0 +1,133 @@
+"""A node's ranks as its board shows them: how far they are, whether they hang, and what is then written down."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from launch import processes
+from launch.errors import HANG, OK, STOPPED, reason_of
+from launch.hang import Finding, examine
+from launch.rank import TAIL_LINES, read_tail
+from launch.records import read_json, write_json
+from launch.spec import JobSpec
+from launch.watchdog import Stillness
+from node_board import NodeBoard, Slot
+
+SLOW = 1.5
+"""A rank that computes so many times as long as the median rank is told of as slow."""
+_REQUEST_INTERVAL_S = 0.4
+
+
+class NodeWatch:
+    """The watch over the ranks of one node, by its agent."""
+
+    def __init__(self, spec: JobSpec, node: int, records: Path, logs: Path) -> None:
+        """
+        Args:
+            spec: the job.
+            node: this node's number.
+            records: `exit/<attempt>`.
+            logs: `logs/<attempt>`.
+        """
+        self.board = NodeBoard.create(spec.procs_per_node)
+        self._spec = spec
+        self._node = node
+        self._first_rank = node * spec.procs_per_node
+        self._records = records
+        self._logs = logs
+        self._stillness = Stillness(spec.watchdog)
+        self.requested_stop: str | None = None
+        """Why somebody outside has asked the run to stop."""
+        self._asked_at = 0.0
+        self._peer_hangs = False
+        self._slow: dict[int, float] = {}
+
+    def look(self) -> None:
+        """Takes the board, and what others have written, as it is into account."""
+        self._ask_outside()
+        slots = self.board.slots()
+        self._stillness.look(slots, time.monotonic())
+        for slot in slots:
+            if slot.pid and slot.slowness >= SLOW and slot.slowness > 1.25 * self._slow.get(slot.local_rank, 0.0):
+                self._tell_slow(slot)
+
+    def _ask_outside(self) -> None:
+        """Looks every 0.4 s for a request to stop (`stop.json`), and for another node that says that a rank hangs."""
+        if time.monotonic() - self._asked_at < _REQUEST_INTERVAL_S:
+            return
+        self._asked_at = time.monotonic()
+        names = os.listdir(self._records)  # also makes NFS look again
+        self._peer_hangs = "hang.json" in names
+        if "stop.json" in names and (found := read_json(self._records / "stop.json")) is not None:
+            self.requested_stop = str(found.get("reason") or "signal")
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a rank of this node has stood still for too long, or another node says so of one of its own."""
+        return self._peer_hangs or bool(self._stillness.hanging(self.board.slots()))
+
+    def is_failing_elsewhere(self) -> bool:
+        """Whether another node has ended by a failure: then there is nothing to save any more."""
+        others = (path for path in self._records.glob("node-*.json") if path.name != f"node-{self._node}.json")
+        return any((read_json(path) or {}).get("code") not in (None, OK, STOPPED) for path in others)
+
+    def moves(self) -> bool:
+        """Whether any rank that was asked to stop may still be saving; scripts that know no board may always."""
+        slots = self.board.slots()
+        return any(self._stillness.moves_while_stopping(slot) for slot in slots if slot.pid) or not any(
+            slot.pid for slot in slots
+        )
+
+    @property
+    def knows_ranks(self) -> bool:
+        """Whether the script is one that comes to the board."""
+        return any(slot.pid for slot in self.board.slots())
+
+    def end_hanging_ranks(self) -> None:
+        """Writes down what each rank was doing, ends them all, and records it as a hang."""
+        slots = [slot for slot in self.board.slots() if slot.pid]
+        still_s = {self._rank(slot): self._stillness.still_s(slot) for slot in slots}
+        write_json(self._records / "hang.json", {"node": self._node, "host": socket.gethostname(), "at": time.time()})
+        pids = {self._rank(slot): slot.pid for slot in slots}
+        logs = {rank: self._logs / f"rank-{rank}.log" for rank in pids}
+        findings = examine(pids, logs, self._spec.python)
+        processes.kill_descendants()
+        for slot in slots:
+            rank = self._rank(slot)
+            self._record_hang(slot, rank, findings[rank], still_s[rank], read_tail(logs[rank]))
+
+    def _record_hang(self, slot: Slot, rank: int, finding: Finding, still_s: float, text: str) -> None:
+        path = self._records / f"rank-{rank}.json"
+        record: dict[str, Any] = read_json(path) or {}
+        if record.get("code"):
+            return  # it had ended by itself
+        error = f"rank {rank} hangs: {finding.what}; step {slot.step} ({slot.phase}) for {still_s:.0f} s"
+        print(f"error: {error}", flush=True)
+        identity = {"rank": rank, "local_rank": slot.local_rank, "node": self._node, "host": socket.gethostname()}
+        end = {
+            "code": HANG,
+            "reason": reason_of(HANG),
+            "blame": finding.blame,
+            "signal": None,
+            "stopped": False,
+            "step": slot.step,
+            "last_checkpoint": slot.last_checkpoint,
+            "error": error,
+            "tail": text.splitlines()[-TAIL_LINES:],
+            "ended_at": time.time(),
+        }
+        write_json(path, identity | record | end)
+
+    def _tell_slow(self, slot: Slot) -> None:
+        self._slow[slot.local_rank] = slot.slowness
+        rank, host = self._rank(slot), socket.gethostname()
+        print(f"warning: rank {rank} on {host} computes {slot.slowness:.1f} times as long as the others", flush=True)
+        record = {"rank": rank, "host": host, "slowness": slot.slowness, "step": slot.step, "at": time.time()}
+        write_json(self._records / f"slow-{rank}.json", record)
+
+    def _rank(self, slot: Slot) -> int:
+        return self._first_rank + slot.local_rank
