@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 SQUEUE_INTERVAL_S = 2.0
 POLL_S = 0.3
-CANCEL_TIMEOUT_S = 30.0
+CANCEL_MARGIN_S = 30.0
+"""How much longer than the ranks may take to save `cancel` waits for the end."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -58,6 +60,8 @@ def submit(arguments: argparse.Namespace) -> int:
     spec = settings.resolve(draft, executor, working_dir)
     if executor == "slurm" and (problems := list(cluster.request_problems(spec, cluster.read_partitions()))):
         raise SettingsError(draft.placed(problems))
+    if executor == "slurm":
+        spec = replace(spec, kill_wait_s=cluster.kill_wait_s())
     if executor == "local" and (problems := list(local.request_problems(spec, devices.num_gpus(os.environ)))):
         raise SettingsError(draft.placed(problems))
     effects.check_script(spec, os.environ)
@@ -129,7 +133,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     watch = _Watch(run)
     if not watch.has_ended():
         effects.cancel(run)
-        deadline = time.monotonic() + CANCEL_TIMEOUT_S
+        deadline = time.monotonic() + CANCEL_MARGIN_S + float(run.job.get("stop_grace_s", 0.0))
         # The last record of a rank comes before the end of what wrote it: the nodes are free a little later.
         while (not watch.has_ended() or effects.is_running(run)) and time.monotonic() < deadline:
             time.sleep(POLL_S)

@@ -117,6 +117,13 @@ def parse_partitions(text: str) -> dict[str, Partition]:
     return partitions
 
 
+def kill_wait_s() -> float | None:
+    """Slurm's KillWait: from its SIGTERM to its SIGKILL; None where it can't be read."""
+    result = _command("scontrol", "show", "config")
+    found = re.search(r"^KillWait\s*=\s*(\d+)", result.stdout, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
 def _num_gpus(gres: str) -> int:
     """`gpu:h100:8(S:0-1),nvme:1` → 8."""
     return sum(int(found[1]) for found in re.finditer(r"(?:^|,)gpu(?::[^,:(]+)?:(\d+)", gres))

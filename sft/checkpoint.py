@@ -120,6 +120,7 @@ class Checkpoints:
             state = RunState(**manifest.state)
         if path == self.path(state.step):
             self._saved_step = state.step
+        self._world.heartbeat.checkpointed(state.step)
         engine.start_from(state.step)
         self._read(path, manifest, engine, KINDS)
         return state

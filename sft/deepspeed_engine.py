@@ -160,6 +160,7 @@ class DeepSpeedEngine:
     def gather(self, name: str) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
 
+        self._world.heartbeat.again()
         parameter = self._parameters[name]
         if self._is_partitioned(parameter):
             whole: Tensor = safe_get_full_fp32_param(parameter)
@@ -189,6 +190,7 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def read_piece(self, piece: Piece) -> Tensor:
+        self._world.heartbeat.again()
         parameter, is_weight = self._parameters[piece.name], piece.kind == "weight"
         if self._stage == 0:
             held: Tensor = parameter.detach() if is_weight else self._base_optimizer.state[parameter][piece.kind]

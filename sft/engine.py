@@ -186,6 +186,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def gather(self, name: str) -> Tensor:
+        self._world.heartbeat.again()
         parameter = self._parameters[name]
         return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
 
@@ -206,6 +207,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def read_piece(self, piece: Piece) -> Tensor:
+        self._world.heartbeat.again()
         parameter = self._parameters[piece.name]
         if piece.kind != "weight" and is_8bit(self.optimizer):
             return read_mean(self.optimizer.state[parameter], piece.kind).view(-1)

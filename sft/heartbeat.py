@@ -27,6 +27,7 @@ torchrun both pass on a Ctrl-C, Slurm and the launcher both a SIGTERM."""
 LOADING_GRACE_S = 5.0
 """Until a process that is told to stop while it loads is ended, where it does not come back to Python."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_LOADING = ("start", "data")
 _POLL_S = 0.5
 
 
@@ -40,6 +41,7 @@ class Heartbeat:
         """
         self._board = board
         self._phase: Phase = "start"
+        self._step = 0
         self._signal: int | None = None
         self._signalled_at = 0.0
 
@@ -62,9 +64,14 @@ class Heartbeat:
 
     def beat(self, phase: Phase, step: int) -> None:
         """Tells where this rank is: at every micro-batch, and where a phase begins."""
-        self._phase = phase
+        self._phase, self._step = phase, step
         if self._board is not None:
             self._board.beat(phase, step)
+
+    def again(self) -> None:
+        """Tells that this rank is alive, where it was: at each part of what takes long."""
+        if self._board is not None:
+            self._board.beat(self._phase, self._step)
 
     def checkpointed(self, step: int) -> None:
         """Tells that the checkpoint of a step is complete."""
@@ -102,7 +109,7 @@ class Heartbeat:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._note(number)
-        if self._phase == "start":
+        if self._phase in _LOADING:
             raise StoppedError(self._loading_message())
 
     def _note(self, number: int) -> None:
@@ -117,11 +124,11 @@ class Heartbeat:
         """The thread that hears signals, and the board while the main thread loads."""
         interrupted_at = None
         while True:
-            ready, _, _ = select.select([reader], [], [], _POLL_S if self._phase == "start" else None)
+            ready, _, _ = select.select([reader], [], [], _POLL_S if self._phase in _LOADING else None)
             for number in os.read(reader, 64) if ready else b"":
                 if number in _SIGNALS:
                     self._heed(number)
-            if self._phase != "start" or self.stop_reason is None:
+            if self._phase not in _LOADING or self.stop_reason is None:
                 continue
             if interrupted_at is None:
                 interrupted_at = time.monotonic()

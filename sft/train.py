@@ -185,8 +185,10 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
 
     tokenizer = build_tokenizer(args)
     masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stop_tokens(args, tokenizer))
+    world.heartbeat.beat("data", 0)
     train_data = _dataset(args.train_sources, args.max_train_samples, masker, args, world)
     eval_data = _dataset({args.eval_file: 1.0}, args.max_eval_samples, masker, args, world) if args.eval_file else None
+    world.heartbeat.beat("start", 0)
     built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)
     plan = Plan.of(args, len(train_data), world.size, train_data.lengths)
     is_tensorboard = args.report_to == "tensorboard"
@@ -203,8 +205,6 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     )
     found = checkpoints.find(args.resume_from_checkpoint)
     state = checkpoints.load(found, engine) if found is not None else RunState()
-    if found is not None:
-        world.heartbeat.checkpointed(state.step)
     checkpoints.begin(engine, state.step, plan.num_saves(args, state.step))
     if world.is_main:
         write_json(output_dir / "arguments.json", args.to_json())  # only now: nothing is left to be refused
