@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "full, checkpointing": (1, {"gradient_checkpointing": True}),
     "full, bf16": (1, {"bf16": True}),
     "full, bf16 parameters": (1, {"bf16": True, "param_dtype": "bfloat16"}),
+    **({"full, AdamW in eight bits": (1, {"optim": "adamw_8bit"})} if find_spec("bitsandbytes") else {}),
     "LoRA": (1, {"lora": {"r": 16}}),
     "LoRA, bf16 parameters": (1, {"lora": {"r": 16}, "bf16": True, "param_dtype": "bfloat16"}),
     "DDP": (2, {}),
