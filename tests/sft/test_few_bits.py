@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from spawned import spawn
 from tiny import QWEN3, TOKENIZER, losses, tiny_args, write_conversations
 
 from sft import eight_bit
@@ -19,7 +20,8 @@ from sft.arguments import load_args
 from sft.lora_args import LoraArgs
 from sft.model import build_model
 from sft.tokenizer import build_tokenizer
-from sft.train import train_with
+from sft.train import train_in_world, train_with
+from sft.world import SequenceGroup, World
 from strict_settings import SettingsError
 
 needs_library = pytest.mark.skipif(
@@ -136,6 +138,38 @@ def test_adapters_train_on_weights_in_few_bits(tmp_path: Path, base: Path, bits:
     names = load_file(tmp_path / "few" / "adapter_model.safetensors").keys()
     assert all(".lora_" in name for name in names)
     assert AutoPeftModelForCausalLM.from_pretrained(tmp_path / "few").dtype == torch.float32
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "optimizer": {"optim": "adamw_8bit"},
+    "masters": {"optim": "adamw_8bit", "bf16": True, "param_dtype": "bfloat16"},
+    "weights": {"load_in_4bit": True, "lora": LoraArgs(r=4), "gradient_checkpointing": True},
+}
+
+
+def _runs(world: World, folder: Path) -> None:
+    world = replace(world, sequence=SequenceGroup())
+    for label, settings in RUNS.items():
+        loaded = {"model_config": None, "model_name_or_path": str(folder / "base")}
+        shared = {
+            "train_batch_size": 4,
+            "per_device_train_batch_size": 4 // world.size,
+            "max_steps": 4,
+            "save_steps": 2,
+        }
+        target = folder / f"{label}-{world.size}"
+        train_in_world(tiny_args(folder / "train.jsonl", target, **loaded, **shared, **settings), world)
+
+
+@needs_library
+@pytest.mark.ranks
+def test_two_ranks_train_in_few_bits_as_one_does(tmp_path: Path, base: Path) -> None:
+    write_conversations(tmp_path / "train.jsonl", 8)
+    for num_processes in (1, 2):
+        spawn(_runs, num_processes, tmp_path)
+        (tmp_path / "store").unlink()
+    for label in RUNS:
+        assert losses(tmp_path / f"{label}-2") == pytest.approx(losses(tmp_path / f"{label}-1"), rel=1e-4)
 
 
 @pytest.mark.parametrize("setting", [{"optim": "adamw_8bit"}, {"load_in_4bit": True, "lora": LoraArgs(r=4)}])
