@@ -169,7 +169,7 @@ def test_two_ranks_train_in_few_bits_as_one_does(tmp_path: Path, base: Path) -> 
         spawn(_runs, num_processes, tmp_path)
         (tmp_path / "store").unlink()
     for label in RUNS:
-        assert losses(tmp_path / f"{label}-2") == pytest.approx(losses(tmp_path / f"{label}-1"), rel=1e-4)
+        assert losses(tmp_path / f"{label}-2") == pytest.approx(losses(tmp_path / f"{label}-1"), rel=1e-3)
 
 
 @pytest.mark.parametrize("setting", [{"optim": "adamw_8bit"}, {"load_in_4bit": True, "lora": LoraArgs(r=4)}])
