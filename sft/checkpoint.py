@@ -242,9 +242,10 @@ class Checkpoints:
             self._settle()
 
     def close(self) -> None:
-        """After an error: gives what is being written a minute to end, and asks no other rank."""
+        """After an error: lets what is being written end, and asks no other rank, which may be gone."""
         if self._writing is not None:
-            self._writing.join(60.0)
+            self._writing.part_done.wait(60.0)
+            self._writing.join(5.0)
 
     def require_fence(self) -> None:
         """

@@ -93,7 +93,8 @@ class CheckpointWrite(threading.Thread):
                 if self.give_up.is_set():
                     return None
                 if time.monotonic() - started > self._timeout_s:
-                    raise StorageError(f"{record} is not there after {self._timeout_s:.0f} s. Is rank {rank} alive?")
+                    hint = f"Is rank {rank} alive, and is output_dir on a file system that all nodes share?"
+                    raise StorageError(f"{record} is not there after {self._timeout_s:.0f} s. {hint}")
                 time.sleep(_POLL_S)
             found[part_name(rank)] = Written(**json.loads(record.read_text(encoding="ascii")))
         for name, written in found.items():

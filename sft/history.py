@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sft.errors import StorageError
+from sft.errors import SftError, StorageError
 from sft.storage import storage_errors, write_json
 
 Record = dict[str, Any]
@@ -33,6 +34,7 @@ class History:
         is_main: bool,
         tensorboard: bool,
         say: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -41,6 +43,7 @@ class History:
             is_main: False on ranks that only train.
             tensorboard: also write TensorBoard events, to `output_dir/tensorboard`.
             say: told when the disk takes nothing.
+            check: called before anything is written; raises FencedError if another process writes the directory now.
         """
         self.records: list[Record] = []
         self._path = output_dir / "training_log.json"
@@ -52,13 +55,18 @@ class History:
         self._flushed_at = 0.0
         self._lock = threading.Lock()
         self._say = say
+        self._check = check
         self._is_behind = False
 
     def __enter__(self) -> History:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.flush()
+        if exception == (None, None, None):
+            self.flush()
+        else:
+            with contextlib.suppress(SftError):  # it would hide what ended the run
+                self.keep()
         if self._bar is not None:
             self._bar.close()
         if self._writer is not None:
@@ -130,10 +138,12 @@ class History:
 
         Raises:
             StorageError: the disk does not take it.
+            FencedError: another process writes the run directory now.
         """
         if not self._is_main or not self.records:
             return
         with self._lock:
+            self._check()
             write_json(self._path, list(self.records))
             if self._writer is not None:
                 with storage_errors(self._path):

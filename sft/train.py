@@ -192,7 +192,8 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)
     plan = Plan.of(args, len(train_data), world.size, train_data.lengths)
     is_tensorboard = args.report_to == "tensorboard"
-    history = History(output_dir, plan.num_steps, is_main=world.is_main, tensorboard=is_tensorboard)
+    check = fence.check if fence is not None else (lambda: None)
+    history = History(output_dir, plan.num_steps, is_main=world.is_main, tensorboard=is_tensorboard, check=check)
     checkpoints = Checkpoints(
         output_dir / "checkpoints",
         world,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sft.errors import StorageError
+from sft.errors import FencedError, NonFiniteError, StorageError
 from sft.history import History
 
 
@@ -53,9 +53,7 @@ def test_a_damaged_log_is_read_up_to_its_last_whole_record(tmp_path: Path, damag
     assert steps(tmp_path) == expected.get(damage, list(range(1, 8)))
 
 
-def test_a_full_disk_does_not_end_the_run_and_loses_no_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_does_not_end_the_run_and_loses_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
     def refuse(path: Path, value: Any) -> None:
@@ -77,6 +75,19 @@ def test_a_full_disk_does_not_end_the_run_and_loses_no_record(
     assert "The log is kept in memory" in said[0]
 
 
+def test_a_process_that_was_taken_over_writes_no_log(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise FencedError("taken over")
+
+    history = History(tmp_path, 1, is_main=True, tensorboard=False, check=refuse)
+    history.start(0)
+    with pytest.raises(FencedError):
+        history.log_step(record(1))
+    with pytest.raises(NonFiniteError), history:
+        raise NonFiniteError("what ended the run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_log_that_cannot_be_written_in_the_end_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -90,7 +101,7 @@ def test_a_log_that_cannot_be_written_in_the_end_is_an_error(tmp_path: Path) -> 
 
 
 def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
-    """As a reader of TensorBoard's files sees them: what came after the checkpoint is hidden, what replaces it shown."""
+    """As a reader of TensorBoard's files sees them: what came after the checkpoint is hidden, what replaces it not."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     history = History(tmp_path, 10, is_main=True, tensorboard=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import torch
 from tiny import QWEN3, losses, tiny_args, write_conversations
 
 from sft.config import Args
-from sft.errors import CheckpointError, DataError, NonFiniteError, StorageError
+from sft.errors import CheckpointError, DataError, FencedError, NonFiniteError, StorageError
 from sft.loop import seed_dropout
 from sft.lora_args import LoraArgs
 from sft.train import main, run_training, train_with
@@ -213,6 +214,24 @@ def test_each_way_to_fail_has_its_exit_code_and_one_message(
         assert errors[0].startswith(message)
         assert not list(tmp_path.glob(f"out{number}/model*.safetensors"))
         assert gc.isenabled()  # it is off while libraries are imported
+
+
+def test_a_run_directory_that_is_written_is_refused_before_anything_is_loaded(
+    args: Args, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft.fence import Holder, take
+
+    (tmp_path / "out").mkdir()
+    fence = take(tmp_path / "out", Holder.this_process({"SLURM_JOB_ID": "17"}))
+    with monkeypatch.context() as patch:
+        patch.setattr("sft.train._import_libraries", lambda: pytest.fail("torch was imported first"))
+        assert main(words(args, output_dir=str(tmp_path / "out"))) == 16
+    message = f"error: output_dir is {tmp_path}/out; it must not be written by two processes at a time. It is held by "
+    assert capsys.readouterr().err.startswith(f"{message}process {os.getpid()} on ")
+    with pytest.raises(FencedError, match=r"\(job 17, start 0\)"):
+        train_with(replace(args, output_dir=str(tmp_path / "out")))
+    fence.release()
+    train_with(replace(args, output_dir=str(tmp_path / "out"), max_steps=1))
 
 
 @pytest.mark.parametrize("is_new", [True, False])
