@@ -91,7 +91,7 @@ class Plan:
         names = (
             "seed", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
             "adam_epsilon", "max_grad_norm", "max_length", "packing", "truncation", "train_on", "history",
-            "prompt_mismatch", "system_prompt", "special_tokens_in_data", "template_kwargs",
+            "prompt_mismatch", "system_prompt", "special_tokens_in_data", "template_kwargs", "optim",
         )  # fmt: skip
         return {
             "num_documents": self.num_documents,
