@@ -1,7 +1,7 @@
 """What a checkpoint costs the training: `python benchmarks/checkpoint.py [--parameters MILLIONS] [--rounds N]`.
 
-One process on the CPU trains nothing: its step is a product of matrices on one thread, so that all that is seen is what
-saving takes away. Printed are the time for which `save` holds the step up, beside the time that copying the same bytes in
+One process on the CPU trains nothing: its step is a product of matrices on one thread, so that all that is seen is
+what saving takes away. Printed are the time for which `save` holds the step up, beside the time that copying the same bytes in
 memory takes; and the steps that are lost while a thread hashes, writes and syncs. Before the table is printed the last
 checkpoint is compared with its manifest and its values with those that were saved.
 """
@@ -60,7 +60,7 @@ def step(matrix: torch.Tensor) -> None:
 
 
 def measured(engine: TorchEngine, folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round: of a copy in memory, of `save`, until the checkpoint is there, and lost to the steps beside."""
+    """Seconds of each round: a copy in memory, `save`, until the checkpoint is there, and what steps beside it lost."""
     checkpoints = Checkpoints(
         folder / "checkpoints", SOLO, Identity({}, {}), 1, cursor=lambda number: (0, number),
         fence=take(folder, Holder.this_process({})), say=lambda _: None,
@@ -96,9 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=50, help="millions; a checkpoint has 12 bytes of each")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--work", type=Path, default=None, help="where the checkpoints go; by default a temporary folder"
-    )
+    parser.add_argument("--work", type=Path, default=None, help="where checkpoints go; by default a temporary folder")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     engine = engine_of(args.parameters)
@@ -110,11 +108,11 @@ def main(words: Sequence[str] | None = None) -> None:
     for name, seconds in found.items():
         spread = f"{middle[name]:.3f} ({min(seconds):.3f}–{max(seconds):.3f})"
         print(f"| {name} | {spread} | {num_bytes / 1e9 / max(middle[name], 1e-9):.2f} |")
-    share = (middle["save"] + middle["lost"]) / INTERVAL_S
+    waiting = middle["save"] / INTERVAL_S
+    print(f"\nsave is {middle['save'] / middle['copy']:.2f} × a copy in memory. At one checkpoint a minute it takes")
     print(
-        f"\nsave is {middle['save'] / middle['copy']:.2f} × a copy in memory; at one checkpoint a minute {share:.2%} of the"
+        f"{waiting:.2%} of the training time, and {middle['lost'] / INTERVAL_S:.2%} are lost beside hashing and writing"
     )
-    print(f"training time is lost: {middle['save'] / INTERVAL_S:.2%} waiting, the rest beside hashing and writing")
 
 
 if __name__ == "__main__":

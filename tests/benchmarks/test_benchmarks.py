@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import loss_head, ranks, rounds, startup, train
+from benchmarks import checkpoint, loss_head, ranks, rounds, startup, train
 from benchmarks.corpus import LONG_TAIL, TRAINED_SHARE, write_conversations, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,3 +110,10 @@ def test_a_benchmark_says_what_it_claims(name: str) -> None:
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"], capture_output=True, text=True, check=True
     )
     assert "Claim:" in ended.stdout
+
+
+def test_what_a_checkpoint_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.main(["--parameters", "2", "--rounds", "1", "--work", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert table(printed).keys() == {"", "copy", "save", "until there", "lost"}
+    assert "0.01 GB, 1 rounds" in printed
