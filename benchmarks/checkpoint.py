@@ -1,9 +1,9 @@
 """What a checkpoint costs the training: `python benchmarks/checkpoint.py [--parameters MILLIONS] [--rounds N]`.
 
 One process on the CPU trains nothing: its step is a product of matrices on one thread, so that all that is seen is
-what saving takes away. Printed are the time for which `save` holds the step up, beside the time that copying the same bytes in
-memory takes; and the steps that are lost while a thread hashes, writes and syncs. Before the table is printed the last
-checkpoint is compared with its manifest and its values with those that were saved.
+what saving takes away. Printed are the time for which `save` holds the step up, beside the time that copying the same
+bytes in memory takes; and the time that is lost to the steps while a thread hashes, writes and syncs. Before the table
+is printed the last checkpoint is compared with its manifest and its values with those that were saved.
 """
 
 from __future__ import annotations
