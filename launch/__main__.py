@@ -1,4 +1,4 @@
-"""`python -m launch`: submit, status, logs, cancel, wait."""
+"""`python -m launch`: submit, resume, status, logs, cancel, wait."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ CANCEL_MARGIN_S = 30.0
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one subcommand; its exit code."""
-    commands = {"submit": submit, "status": status, "logs": logs, "cancel": cancel, "wait": wait}
+    os.umask(0o077)  # of all that is made here and in the job
+    commands = {"submit": submit, "resume": resume, "status": status, "logs": logs, "cancel": cancel, "wait": wait}
     try:
         arguments = options.parse(sys.argv[1:] if words is None else words)
         return commands[arguments.command](arguments)
@@ -48,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def submit(arguments: argparse.Namespace) -> int:
     """Checks everything, then prints the plan or starts the job."""
-    from launch import cluster, devices, local, script, settings
+    from launch import cluster, devices, local, resuming, script, settings
     from launch import submit as effects
     from strict_settings import SettingsError
 
@@ -64,19 +65,50 @@ def submit(arguments: argparse.Namespace) -> int:
         spec = replace(spec, kill_wait_s=cluster.kill_wait_s())
     if executor == "local" and (problems := list(local.request_problems(spec, devices.num_gpus(os.environ)))):
         raise SettingsError(draft.placed(problems))
-    effects.check_script(spec, os.environ)
     plan = script.plan_text(spec, cluster.without_outer_job(os.environ))
     if arguments.dry_run:
+        effects.check_script(spec, os.environ)
         # The very bytes of plan.txt, whatever the terminal's encoding.
         sys.stdout.buffer.write(plan.encode("utf-8", errors="surrogateescape"))
         return OK
-    if not arguments.skip_audit and (said := effects.audit_data(spec, os.environ)):
-        print(said, file=sys.stderr)
-    run = effects.submit(spec, script.script_text(spec), plan, os.environ)
+    # Claimed before the checks, which take seconds: a second submission is told at once.
+    with resuming.claimed(Path(spec.run_dir)) as claim:
+        effects.check_script(spec, os.environ)
+        if not arguments.skip_audit and (said := effects.audit_data(spec, os.environ)):
+            print(said, file=sys.stderr)
+        run = effects.submit(spec, claim, script.script_text(spec), plan, os.environ)
+    return _started(run, executor, arguments.wait)
+
+
+def _started(run: Run, executor: str, waits: bool) -> int:
     print(f"run      {run.name}\nfolder   {run.path}\njob      {run.job_id} ({executor})")
     print(f"follow   python -m launch logs -f {run.name}")
     print(f"curves   tensorboard --logdir {run.path.parent}", flush=True)
-    return _follow(run) if arguments.wait else OK
+    return _follow(run) if waits else OK
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Submits a run that has stopped or failed once more, in its directory."""
+    from launch import attempts, cluster, resuming, script
+    from launch import submit as effects
+    from launch.spec import JobSpec
+
+    run = _find(arguments)
+    changes = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in options.RESUME_OPTIONS}
+    spec = resuming.changed(
+        JobSpec.from_json(run.job), changes, arguments.override, accepts_data=arguments.accept_data_change
+    )
+    if spec.executor == "slurm" and (problems := list(cluster.request_problems(spec, cluster.read_partitions()))):
+        from strict_settings import SettingsError
+
+        raise SettingsError(problems)
+    plan = script.plan_text(spec, cluster.without_outer_job(os.environ))
+    with resuming.claimed_again(run) as claim:
+        effects.check_script(spec, os.environ)
+        step = attempts.newest_step(run.path)
+        print(f"goes on from step {step}" if step else "there is no checkpoint: it begins again")
+        effects.submit(spec, claim, script.script_text(spec), plan, os.environ)
+    return _started(run, spec.executor, arguments.wait)
 
 
 def _request(arguments: argparse.Namespace) -> settings.Request:
@@ -189,8 +221,7 @@ class _Watch:
 
     def has_ended(self) -> bool:
         """Whether the run has ended, at most SQUEUE_INTERVAL_S late."""
-        complete = self._run.outcome().is_complete
-        if not complete and time.monotonic() - self._asked_at < SQUEUE_INTERVAL_S:
+        if not self._run.is_settled and time.monotonic() - self._asked_at < SQUEUE_INTERVAL_S:
             return False
         self._asked_at = time.monotonic()
         status = self.now()

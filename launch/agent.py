@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from launch import network, processes
 from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
 from launch.devices import has_gpu
-from launch.errors import HANG, KILLED, OK, TERMINATED, LaunchError, RendezvousError, reason_of
+from launch.errors import HANG, KILLED, OK, STOPPED, TERMINATED, LaunchError, RendezvousError, reason_of
 from launch.outcome import exit_line, read_outcome
 from launch.rank import TAIL_LINES, error_in, read_tail
 from launch.records import make_directory, read_json, write_json, write_text
@@ -50,9 +50,12 @@ _LEFT_OVER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZ
 def run_node(run_dir: str) -> NoReturn:
     """Runs this node's part of the job in `run_dir`, then exits with the job's code (submitit's callable).
 
-    SystemExit passes through submitit, which would turn any other exception into code 1.
+    SystemExit passes through submitit, which would turn any other exception into code 1. A stop with saved state is
+    told by the records alone: a code other than 0 would make srun end the nodes that still save.
     """
-    sys.exit(Agent(Path(run_dir), allocation_from(os.environ)).run())
+    os.umask(0o077)
+    code = Agent(Path(run_dir), allocation_from(os.environ)).run()
+    sys.exit(OK if code == STOPPED else code)
 
 
 class Agent:
@@ -116,7 +119,10 @@ class Agent:
 
     def _rendezvous(self) -> Rendezvous:
         path = self.records / "rendezvous.json"
+        host = self.allocation.hosts[self.node]
+        write_json(self.records / f"here-{self.node}.json", {"host": host, "pid": os.getpid(), "at": time.time()})
         if self.node == 0:
+            self._await_all_nodes()
             port = network.first_free_port(
                 candidate_ports(self.allocation.rendezvous_id, network.ephemeral_ports()),
             )
@@ -130,20 +136,37 @@ class Agent:
             self.allocation.hosts,
         )
 
+    def _await_all_nodes(self) -> None:
+        """Node 0 offers an address only when all are there: whoever starts alone would wait for the others for long."""
+        deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
+        hosts = self.allocation.hosts
+        while self.stop_signal is None:
+            present = set(os.listdir(self.records))
+            missing = [host for index, host in enumerate(hosts) if f"here-{index}.json" not in present]
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+                raise RendezvousError(
+                    f"{len(hosts) - len(missing)} of {len(hosts)} nodes after {RENDEZVOUS_TIMEOUT_S:.0f} s: missing "
+                    f"{shown}. Look there whether Python starts and the run directory's disk is mounted."
+                )
+            time.sleep(_POLL_S)
+
     def _address(self) -> str:
         if self.spec.executor == "local" or len(self.allocation.hosts) == 1:
             return "127.0.0.1"
         return network.published_address(self.allocation.hosts)
 
     def _published(self, path: Path) -> dict[str, Any]:
-        deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
+        deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S + PEER_RECORDS_S  # node 0 says first who is missing
         while time.monotonic() < deadline and self.stop_signal is None:
             os.listdir(path.parent)  # makes NFS look again
             if (meeting := read_json(path)) is not None:
                 return meeting
             time.sleep(_POLL_S)
         if self.stop_signal is not None:
-            raise RendezvousError("stopped while waiting for node 0.")
+            raise RendezvousError("stopped while waiting for the other nodes.")
         raise RendezvousError(
             f"{path} did not appear within {RENDEZVOUS_TIMEOUT_S:.0f} s; node 0 ({self.allocation.hosts[0]}) must "
             "write it. Look at its log, and whether both nodes share the run directory's disk."

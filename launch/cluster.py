@@ -6,23 +6,28 @@ import contextlib
 import io
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from launch import jobs
+from launch.claims import CLAIM, Claim
 from launch.errors import LaunchError
-from launch.runs import Run, View
 from launch.spec import JobSpec
 from strict_settings import Problem, with_suggestion
 
-COMMAND_TIMEOUT_S = 15.0
+SBATCH_TIMEOUT_S = 60
+_TIMEOUT = ("timeout", "--kill-after=5", str(SBATCH_TIMEOUT_S))
+_IN_DOUBT = r"tim(ed|e) ?out|communicat|contact|connect|socket|zero bytes"
+"""In what sbatch says where the controller may have taken the job all the same."""
 _LEAKING_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI", "TORCHELASTIC_", "CLEANSFT_")
 _LEAKING = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER"}
-_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
-_RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"}
+
+
+class InDoubtError(LaunchError):
+    """A submission of which nobody knows whether it succeeded."""
 
 
 def leaking(environ: Mapping[str, str]) -> list[str]:
@@ -58,26 +63,10 @@ def _slurm_problem() -> str:
     if shutil.which("sbatch") is None:
         return "sbatch is not on PATH"
     try:
-        result = _command("sinfo", "-h", "-o", "%R")
+        result = jobs.command("sinfo", "-h", "-o", "%R")
     except LaunchError as error:
         return str(error)
-    return "" if result.returncode == 0 else f"sinfo says: {_last_line(result.stderr)}"
-
-
-def _command(*argv: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
-    except FileNotFoundError as error:
-        raise LaunchError(f"{argv[0]} is not on PATH") from error
-    except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"{argv[0]} did not answer within {COMMAND_TIMEOUT_S:.0f} s") from error
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["nothing"])[-1]
-
-
-# --- what the cluster has
+    return "" if result.returncode == 0 else f"sinfo says: {jobs.last_line(result.stderr)}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ class Partition:
 
 def read_partitions() -> dict[str, Partition]:
     """Name → partition, from sinfo."""
-    result = _command("sinfo", "-h", "-o", "%R|%P|%D|%G|%c|%l")
+    result = jobs.command("sinfo", "-h", "-o", "%R|%P|%D|%G|%c|%l")
     return parse_partitions(result.stdout) if result.returncode == 0 else {}
 
 
@@ -171,11 +160,17 @@ def request_problems(spec: JobSpec, partitions: Mapping[str, Partition]) -> Iter
 # --- one job
 
 
-def submit(spec: JobSpec, text: str, environ: Mapping[str, str]) -> tuple[str, list[str]]:
+def submit(
+    spec: JobSpec, text: str, environ: Mapping[str, str], claim: Claim, *, dependency: str | None = None
+) -> tuple[str, list[str]]:
     """Gives `text` to sbatch through submitit, which pickles the agent's call; (job id, the command).
+
+    Where sbatch fails, hangs, or says something that is no job id, the job may exist all the same: it is looked for by
+    the claim's token, and taken if it is there.
 
     Raises:
         LaunchError: sbatch refuses, in its own words.
+        InDoubtError: nor can the queue be asked.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -193,7 +188,10 @@ def submit(spec: JobSpec, text: str, environ: Mapping[str, str]) -> tuple[str, l
             return text
 
         def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-            command[:] = [*(["env", *clean] if clean else []), "sbatch", str(submission_file_path)]
+            # Outside the script, which is the same for every claim. sbatch's environment becomes the job's.
+            own = ["env", *clean, f"{CLAIM}={claim.number}", *_TIMEOUT, "sbatch", f"--comment={claim.token}"]
+            own += [f"--dependency={dependency}"] if dependency else []
+            command[:] = [*own, str(submission_file_path)]
             return command
 
     executor = Executor(f"{spec.run_dir}/submitit")
@@ -203,32 +201,42 @@ def submit(spec: JobSpec, text: str, environ: Mapping[str, str]) -> tuple[str, l
         with contextlib.redirect_stderr(io.StringIO()):
             job = executor.submit(run_node, spec.run_dir)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise LaunchError(f"sbatch refused the job: {str(error).strip()}") from error
+        job_id = _found_again(claim, str(error).strip())
+        _adopt_pickle(Path(spec.run_dir, "submitit"), job_id)
+        return job_id, command
     return str(job.job_id), command
 
 
-def view(job_id: str) -> View:
-    """What squeue says; it knows a job for MinJobAge (5 minutes by default) after its end."""
+def _found_again(claim: Claim, said: str) -> str:
+    """The job that sbatch has submitted although it ended with `said`."""
+    is_clear = "sbatch: error:" in said and not re.search(_IN_DOUBT, said, re.IGNORECASE)
     try:
-        result = _command("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T|%r")
+        job_id = None if is_clear else jobs.find(claim.token)
     except LaunchError as error:
-        return View("unknown", str(error))
-    if result.returncode != 0 and "Invalid job id" not in result.stderr:
-        return View("unknown", f"squeue says: {_last_line(result.stderr)}")
-    word, _, reason = result.stdout.strip().partition("|")
-    if word in _WAITING:
-        return View("waiting", "" if reason == "None" else reason)
-    if word in _RUNNING:
-        return View("running")
-    return View("ended", "" if word == "COMPLETED" else word)
+        raise InDoubtError(
+            f"sbatch ended with: {said}. Whether the job exists is unknown, as {error}. "
+            "Submit again when Slurm answers: a job that exists is found by its comment, and none is submitted twice."
+        ) from error
+    if job_id is None:
+        raise LaunchError(f"sbatch refused the job: {said}")
+    return job_id
 
 
-def cancel(run: Run) -> None:
-    """scancel.
+def _adopt_pickle(folder: Path, job_id: str) -> None:
+    """Names the agent's call as the job expects it, which submitit does only once it knows the job's id."""
+    expected = folder / f"{job_id}_submitted.pkl"
+    unnamed = [path for path in folder.glob("*.pkl") if not path.stem.endswith(("_submitted", "_result"))]
+    if unnamed and not expected.exists():
+        max(unnamed, key=lambda path: path.stat().st_mtime).rename(expected)
+
+
+def adopt(spec_run_dir: str, claim: Claim) -> str | None:
+    """The job of a submission whose process ended in the middle of it; None where there is none.
 
     Raises:
-        LaunchError: it refuses, in its own words.
+        LaunchError: the queue can't be asked.
     """
-    result = _command("scancel", run.job_id)
-    if result.returncode != 0:
-        raise LaunchError(f"scancel refused: {_last_line(result.stderr)}")
+    job_id = jobs.find(claim.token)
+    if job_id is not None:
+        _adopt_pickle(Path(spec_run_dir, "submitit"), job_id)
+    return job_id

@@ -29,7 +29,7 @@ class NodeFacts:
 
 def rank_argv(spec: JobSpec) -> list[str]:
     """What every rank runs, in the end."""
-    return [spec.python, "-u", spec.script, *spec.script_args]
+    return [spec.python, "-u", spec.script, *spec.script_args, *spec.resume_args]
 
 
 def launcher_argv(spec: JobSpec, rendezvous: Rendezvous, logs: str) -> list[str]:

@@ -7,6 +7,8 @@ REFUSED = 2
 STOPPED = 10
 PEER_LOST = 11
 HANG = 12
+STORAGE = 13
+LOCKED = 16
 RENDEZVOUS_FAILED = 17
 OUT_OF_MEMORY = 18
 NO_PROGRESS = 93
@@ -18,11 +20,13 @@ EXIT_CODES = {
     OK: "done",
     1: "the run is lost: its processes are gone and left no record",
     REFUSED: "the request is refused, nothing was submitted (also: a RUN that does not exist)",
-    STOPPED: "stopped before its end (signal, time limit, preemption), with its state saved",
+    STOPPED: "stopped before its end (signal, time limit, preemption), with its state saved; `launch resume` goes on",
     PEER_LOST: "a rank died by a signal or left before the end, or its node is gone",
     HANG: "a rank did not move within its limit; the watchdog ended the job",
-    RENDEZVOUS_FAILED: "a node did not learn the address of node 0, or node 0 found no address or port to offer",
+    LOCKED: "the run directory belongs to another job, which still waits or runs",
+    RENDEZVOUS_FAILED: "a node did not start or did not learn the address of node 0, or that found no address or port",
     OUT_OF_MEMORY: "a rank was killed by the kernel as the memory of its cgroup was used up",
+    NO_PROGRESS: "several attempts in a row brought no newer checkpoint; the run is not started again by itself",
     INTERRUPTED: "Ctrl-C while waiting; the job goes on",
     TERMINATED: "cancelled, or stopped by Slurm, and nothing was saved (128 + 15)",
 }
@@ -64,3 +68,9 @@ class RendezvousError(LaunchError):
     """The nodes of one job did not find each other."""
 
     exit_code = RENDEZVOUS_FAILED
+
+
+class LockedError(LaunchError):
+    """The run directory belongs to another job."""
+
+    exit_code = LOCKED

@@ -14,15 +14,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from launch import processes
+from launch import attempts, processes
+from launch.chain import Decision
 from launch.errors import OK, TERMINATED, LaunchError
-from launch.outcome import read_outcome
 from launch.records import read_json
 from launch.spec import JobSpec
 from strict_settings import Problem
 
 AGENT_MARGIN_S = 5.0
 """How much longer than its ranks an agent may take until it gets a SIGKILL."""
+PAUSE_S = 1.0
+"""Between an attempt and the next."""
 _POLL_S = 0.1
 
 
@@ -58,26 +60,41 @@ def request_problems(spec: JobSpec, num_gpus: int | None) -> Iterator[Problem]:
 
 
 class Supervisor:
-    """The agents of a local run."""
+    """The agents of a local run, attempt after attempt."""
 
     def __init__(self, run_dir: Path, environ: Mapping[str, str]) -> None:
         job = read_json(run_dir / "job.json")
         if job is None:
             raise LaunchError(f"{run_dir}/job.json is missing; submit the run again.")
+        self._job = job
         self._spec = JobSpec.from_json(job)
         self._run_dir = run_dir
         self._environ = environ
         self._stopped = False
+        self._attempt = 0
         self._agents: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> int:
-        """Starts the agents and waits for the last; the job's exit code."""
+        """Runs attempts until none follows; the job's exit code."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGUSR1, lambda *_: attempts.request_stop(self._run_dir, self._attempt, "signal"))
         processes.adopt_orphans()
-        job_id = self._environ["CLEANSFT_JOB_ID"]
-        for node in range(self._spec.resources.nodes):
-            self._agents.append(self._start(job_id, node))
+        while True:
+            self._attempt = attempts.begin(self._run_dir, self._environ["CLEANSFT_JOB_ID"], self._environ)
+            code = self._run_attempt()
+            decision = attempts.end(self._run_dir, self._attempt, self._job, code)
+            if decision.again and self._stopped:
+                decision = Decision(False, decision.code, "the supervisor was told to end")
+                attempts.amend_end(self._run_dir, self._attempt, again=False, reason=decision.reason)
+            print(f"attempt {self._attempt} ended with code {decision.code}: {decision.reason}", flush=True)
+            if not decision.again:
+                return decision.code
+            time.sleep(PAUSE_S)
+
+    def _run_attempt(self) -> int:
+        """Starts the agents and waits for the last; the code of the attempt, as far as the agents tell it."""
+        self._agents = [self._start(node) for node in range(self._spec.resources.nodes)]
         while not self._stopped and any(agent.poll() is None for agent in self._agents):
             if any(agent.poll() for agent in self._agents):
                 break
@@ -85,16 +102,14 @@ class Supervisor:
         self._end_agents()
         codes = [agent.wait() for agent in self._agents]
         processes.kill_descendants()
-        outcome = read_outcome(self._run_dir / "exit" / "0", self._spec.resources.nodes)
-        if outcome.root_cause is not None:
-            return outcome.code
         return next((code if code > 0 else 128 - code for code in codes if code), TERMINATED if self._stopped else OK)
 
-    def _start(self, job_id: str, node: int) -> subprocess.Popen[bytes]:
+    def _start(self, node: int) -> subprocess.Popen[bytes]:
+        own = {"CLEANSFT_ATTEMPT": str(self._attempt)}
         return subprocess.Popen(
             [self._spec.python, "-u", "-m", "launch.agent", str(self._run_dir)],
             stdin=subprocess.DEVNULL,
-            env={**self._environ, **slurm_variables(self._spec, job_id, node)},
+            env={**self._environ, **slurm_variables(self._spec, self._environ["CLEANSFT_JOB_ID"], node), **own},
             preexec_fn=processes.before_exec(signal.SIGTERM),  # noqa: PLW1509 - one thread only
         )
 
@@ -102,8 +117,12 @@ class Supervisor:
         self._stopped = True
 
     def _end_agents(self) -> None:
-        """What `srun --kill-on-bad-exit` does: SIGTERM, a grace, SIGKILL. Nothing where all have ended."""
+        """What Slurm does: SIGTERM, a grace, SIGKILL. Nothing where all have ended."""
+        if self._stopped:
+            is_cancelled = (self._run_dir / "cancelled.json").exists()
+            attempts.request_stop(self._run_dir, self._attempt, "cancelled" if is_cancelled else "terminated")
         processes.send([agent.pid for agent in self._agents if agent.poll() is None], signal.SIGTERM)
+        # An agent gives its ranks this long to save, and less where another node has failed.
         deadline = time.monotonic() + self._spec.stop_grace_s + AGENT_MARGIN_S
         while time.monotonic() < deadline and any(agent.poll() is None for agent in self._agents):
             time.sleep(_POLL_S)
@@ -113,4 +132,9 @@ class Supervisor:
 
 
 if __name__ == "__main__":
-    sys.exit(Supervisor(Path(sys.argv[1]), os.environ.copy()).run())
+    os.umask(0o077)
+    try:
+        sys.exit(Supervisor(Path(sys.argv[1]), os.environ.copy()).run())
+    except LaunchError as error:
+        print(f"{error.prefix}{error}", file=sys.stderr)
+        sys.exit(error.exit_code)

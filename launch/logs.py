@@ -61,8 +61,9 @@ def follow_raw(path: Callable[[], Path], has_ended: Callable[[], bool], out: Bin
     tail = Tail(path())
     while True:
         ended = has_ended()  # asked first: what is written before the end is read below
-        if tail.path != path():
-            tail = Tail(path())
+        if tail.path != (current := path()):
+            out.write(tail.read())
+            tail = Tail(current)
         if added := tail.read():
             out.write(added)
             out.flush()

@@ -27,8 +27,18 @@ OPTIONS = (
     ("constraint", "TEXT", "node features, as in sbatch"),
     ("exclude", "NODES", "nodes to avoid, as in sbatch"),
     ("runs-dir", "PATH", "where run directories are made (default runs)"),
+    ("chain", "NAME", "how a stopped run goes on: requeue, singleton or none"),
+    ("max-restarts", "N", "how many failures may be followed by another attempt (default 10)"),
+    ("signal-lead-s", "N", "seconds before the time limit at which the state is saved (default 120)"),
     ("python", "PATH", "Python of the job (default: this one)"),
 )
+
+RESUME_OPTIONS = tuple(
+    option
+    for option in OPTIONS
+    if option[0] in ("nodes", "time-min", "partition", "account", "qos", "constraint", "exclude", "signal-lead-s")
+)
+"""What may be different when a run is resumed."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,6 +107,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
     _add_submit(commands.add_parser("submit", help="start a job", allow_abbrev=False))
+    _add_resume(commands.add_parser("resume", help="go on with a run that stopped or failed", allow_abbrev=False))
     for name, text in (
         ("status", "how a run stands, and what failed first"),
         ("logs", "what the ranks print"),
@@ -123,4 +134,15 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", metavar="K=V", action="append", default=[], help="variable for the ranks; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
+    parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help="name, job id or directory (latest)")
+    for option, metavar, text in RESUME_OPTIONS:
+        parser.add_argument(f"--{option}", metavar=metavar, help=text)
+    parser.add_argument(
+        "--override", metavar="KEY=VALUE", action="append", default=[], help="setting that may differ; repeatable"
+    )
+    parser.add_argument("--accept-data-change", action="store_true", help="go on although the data has changed")
     parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")

@@ -2,7 +2,8 @@
 
 torchrun and DeepSpeed start this file once per rank. It reads the script and its arguments from job.json, so that no
 launcher's parser touches them; it sends the output straight to `logs/<attempt>/rank-<rank>.log`; it exits with the
-script's code (128 + N for death by signal N). Standard library only.
+script's code (128 + N for death by signal N), or 0 where the script was asked to stop and says that it has saved.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if __name__ == "__main__":
     # Started by its path: `launch` is found from here, and no module of it by a bare name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, reason_of
+from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, STOPPED, reason_of
 from launch.memory_limit import MemoryLimit, memory_limit
 from launch.processes import before_exec, die_with_parent
 from launch.records import read_json, write_json
@@ -36,6 +37,8 @@ TAIL_LINES = 20
 TAIL_BYTES = 65_536
 _LOOK_S = 1.0
 _FORWARDED = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+"""Slurm may send them to every process of a step; a script that has no use for them must not die of them."""
 
 
 def main() -> int:
@@ -52,11 +55,14 @@ def main() -> int:
     log = run_dir / "logs" / attempt / f"rank-{rank}.log"
     write_json(path, record)
     board = NodeBoard.attach(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
-    supervisor = _Supervisor([job["python"], "-u", job["script"], *job["script_args"]], log, board)
+    argv = [job["python"], "-u", job["script"], *job["script_args"], *job.get("resume_args", ())]
+    supervisor = _Supervisor(argv, log, board)
     code = supervisor.run()
     text = read_tail(log)
     end = end_of(code, supervisor, own_slot(board, record["local_rank"]), rank, text)
     write_json(path, record | end | {"tail": text.splitlines()[-TAIL_LINES:], "ended_at": time.time()})
+    if code == STOPPED and (supervisor.stopped or (board is not None and board.stop_reason is not None)):
+        return OK  # the first one that has saved must not make the launcher end the others, which may still be at it
     # Where a rank has left as if all were done, torchrun and DeepSpeed must hear that it is not.
     return int(end["code"]) if code == OK else code
 
@@ -141,7 +147,7 @@ class _Supervisor:
                     stdout=output,
                     stderr=output,
                     env=script_environment(os.environ),
-                    preexec_fn=before_exec(signal.SIGKILL),  # noqa: PLW1509 - one thread only
+                    preexec_fn=before_exec(signal.SIGKILL, _IGNORED),  # noqa: PLW1509 - one thread only
                 )
             except OSError as error:
                 output.write(f"{type(error).__name__}: {error}\n".encode(errors="replace"))

@@ -62,7 +62,8 @@ def allocation_from(variables: Mapping[str, str]) -> Allocation:
             f"SLURM_JOB_NODELIST names {len(hosts)} nodes, SLURM_JOB_NUM_NODES is {num_nodes} and SLURM_NODEID is "
             f"{node_rank}; they must agree. Is the agent started inside a step of another job?"
         )
-    attempt = int(variables.get("SLURM_RESTART_COUNT") or 0)
+    # The number that the batch script has opened counts over requeues, successors and resumed jobs.
+    attempt = int(variables.get("CLEANSFT_ATTEMPT") or variables.get("SLURM_RESTART_COUNT") or 0)
     return Allocation(variables["SLURM_JOB_ID"], attempt, hosts, node_rank)
 
 

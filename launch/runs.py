@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launch import attempts
+from launch.claims import latest_claim
+from launch.errors import STOPPED as STOPPED_CODE
 from launch.errors import TERMINATED, LaunchError
 from launch.outcome import Outcome, read_outcome
-from launch.records import make_directory, read_json
+from launch.records import make_directory, read_json, write_json
 
 PENDING, RUNNING = "PENDING", "RUNNING"
-COMPLETED, FAILED, CANCELLED, LOST = "COMPLETED", "FAILED", "CANCELLED", "LOST"
+COMPLETED, STOPPED, FAILED, CANCELLED, LOST = "COMPLETED", "STOPPED", "FAILED", "CANCELLED", "LOST"
 CANCEL_GRACE_S = 120.0
 """By then a cancelled job is gone, if nothing can be learned of it: Slurm's KillWait is 30 s by default."""
-ENDED = (COMPLETED, FAILED, CANCELLED, LOST)
+ENDED = (COMPLETED, STOPPED, FAILED, CANCELLED, LOST)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,28 @@ class Run:
 
     @property
     def job_id(self) -> str:
-        return str(self.submission.get("job_id", ""))
+        """The job that runs it, or is to run it next."""
+        end = self.end or {}
+        begun = attempts.read_begin(self.path, self.current_attempt) if end.get("again") else {}
+        return str(begun.get("successor") or self.submission.get("job_id", ""))
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """What was decided when the current attempt ended; None before that."""
+        return attempts.read_end(self.path, self.current_attempt)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the run's own records say that it has ended: nobody needs to be asked."""
+        outcome, end = self.outcome(), self.end
+        if end is not None:
+            return not end["again"] and not end.get("left_to_slurm")
+        return outcome.is_complete and (outcome.root_cause is None or not self.goes_on_by_itself)
+
+    @property
+    def goes_on_by_itself(self) -> bool:
+        """Whether an attempt may be followed by another."""
+        return bool(self.job.get("chain", "none") != "none")
 
     @property
     def num_nodes(self) -> int:
@@ -64,18 +89,26 @@ class Run:
     @property
     def attempt(self) -> int | None:
         """The latest attempt that has begun; None before the first."""
-        folder = self.path / "exit"
-        names = os.listdir(folder) if folder.is_dir() else []
-        return max((int(name) for name in names if name.isdigit()), default=None)
+        return max(attempts.numbers(self.path), default=None)
+
+    @property
+    def current_attempt(self) -> int:
+        """The latest submission's latest attempt: one that is still to begin, where the run was just resumed."""
+        latest, claim = self.attempt, latest_claim(self.path)
+        if latest is None:
+            return 0
+        own = attempts.read_begin(self.path, latest).get("claim")
+        is_resumed = claim is not None and own is not None and own != claim.number
+        return latest + 1 if is_resumed else latest
 
     @property
     def logs(self) -> Path:
-        """The latest attempt's logs."""
-        return self.path / "logs" / str(self.attempt or 0)
+        """The current attempt's logs."""
+        return self.path / "logs" / str(self.current_attempt)
 
     def outcome(self) -> Outcome:
-        """What the latest attempt's records say."""
-        return read_outcome(self.path / "exit" / str(self.attempt or 0), self.num_nodes)
+        """What the current attempt's records say."""
+        return read_outcome(self.path / "exit" / str(self.current_attempt), self.num_nodes)
 
 
 @dataclass(frozen=True)
@@ -96,6 +129,8 @@ class Status:
     reason: str = ""
     is_guess: bool = False
     """The executor can't be asked: the run's own records are all that is known."""
+    chain_code: int | None = None
+    """The code with which the chain of attempts has ended, where that was decided."""
 
     @property
     def has_ended(self) -> bool:
@@ -108,22 +143,27 @@ class Status:
             return 0
         if self.state == CANCELLED:
             return TERMINATED
-        return self.outcome.code or 1
+        return self.chain_code or self.outcome.code or 1
 
 
 def status_of(run: Run, ask_executor: Callable[[], View]) -> Status:
     """The state, from the run's own records first; the executor is asked only where they leave it open."""
-    outcome = run.outcome()
+    outcome, end = run.outcome(), run.end
     cause = outcome.root_cause
     if outcome.is_complete and cause is None:
         return Status(COMPLETED, outcome)
-    if outcome.is_complete and cause is not None and not cause.stopped and not run.is_cancelled:
+    if end is not None and not end["again"] and not end.get("left_to_slurm"):
+        return _ended_by_decision(run, outcome, end)
+    is_open = run.goes_on_by_itself and not run.is_cancelled  # another attempt may follow
+    if outcome.is_complete and cause is not None and not cause.stopped and not run.is_cancelled and not is_open:
         return Status(FAILED, outcome)
     if run.is_cancelled and outcome.is_complete:
         return Status(CANCELLED, outcome)  # it is not requeued
     view = ask_executor()
+    reason = view.reason
     if view.presence == "waiting":
         state = PENDING
+        reason = "; ".join(filter(None, (str(end["reason"]) if end is not None else "", reason)))
     elif view.presence == "running":
         state = RUNNING
     elif view.presence == "unknown":
@@ -136,7 +176,20 @@ def status_of(run: Run, ask_executor: Callable[[], View]) -> Status:
         state = FAILED
     else:
         state = LOST
-    return Status(state, outcome, view.reason, is_guess=view.presence == "unknown")
+    return Status(state, outcome, reason, is_guess=view.presence == "unknown")
+
+
+def _ended_by_decision(run: Run, outcome: Outcome, end: dict[str, Any]) -> Status:
+    code = int(end["code"])
+    state = CANCELLED if run.is_cancelled else STOPPED if code == STOPPED_CODE else FAILED
+    reason = str(end["reason"]) if run.goes_on_by_itself and state != CANCELLED else ""
+    return Status(state, outcome, reason, chain_code=code or 1)
+
+
+def note_cancelled(run_dir: Path, by: str) -> None:
+    """Writes cancelled.json: whatever ends now, nothing follows it."""
+    record = {"cancelled_at": time.time(), "host": socket.gethostname(), "by": by}
+    write_json(run_dir / "cancelled.json", record)
 
 
 # --- which runs there are

@@ -25,16 +25,43 @@ def _slurm_script(spec: JobSpec) -> str:
         "srun", "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", f"--cpus-per-task={spec.cpus_per_task}",
         spec.python, "-u", "-m", "submitit.core._submit", f"{spec.run_dir}/submitit",
     ]  # fmt: skip
+    batch = shlex.join([spec.python, "-m", "launch.batch"])
+    folder = shlex.quote(spec.run_dir)
     lines = [
         "#!/bin/bash",
         f"# Run {spec.name}: {_size(spec)}. Written by `python -m launch submit`.",
         *(f"#SBATCH {option}" for option in _sbatch_options(spec)),
+        "",
+        "# When Slurm announces the end (SIGUSR1: a time limit or preemption is near; SIGTERM: it ends now), the ranks",
+        "# are asked to save and stop: their agents look for this file.",
+        "told=",
+        "ask_to_stop() {",
+        '  told="$told $1"',
+        f"""  [ -z "$CLEANSFT_ATTEMPT" ] || echo '{{"reason": "'$1'"}}' > {folder}/exit/$CLEANSFT_ATTEMPT/stop.json""",
+        "}",
+        "trap 'ask_to_stop signal' USR1",
+        "trap 'ask_to_stop terminated' TERM",
         *_prologue(spec),
+        "",
+        "# A new attempt of this run: 0, 1, 2, … also after a requeue.",
+        "CLEANSFT_ATTEMPT=",
+        f"CLEANSFT_ATTEMPT=$({batch} begin {folder})",
+        "export CLEANSFT_ATTEMPT",
+        '[ -z "$told" ] || ask_to_stop signal',
         "",
         "# One agent per node; it starts the node's ranks. When one fails, all are stopped,",
         "# and the exit code of the training script becomes the exit code of the job.",
         "export SUBMITIT_EXECUTOR=slurm",
-        shlex.join(srun),
+        f"{shlex.join(srun)} &",
+        "srun=$!",
+        "# In the background, as a trap runs only between commands; `wait` returns early for one.",
+        "while true; do",
+        "  code=0; wait $srun || code=$?",
+        "  kill -0 $srun 2> /dev/null || break",
+        "done",
+        "",
+        "# What follows: the end, the same job again, or its successor.",
+        f"{batch} end {folder} $code $told",
     ]
     return "\n".join(lines) + "\n"
 
@@ -57,8 +84,10 @@ def _sbatch_options(spec: JobSpec) -> list[str]:
         "chdir": spec.working_dir,
         "output": f"{spec.run_dir}/logs/slurm.log",
         "open-mode": "append",
+        "signal": f"B:USR1@{spec.signal_lead_s}",
     }
-    return [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    requeue = {"requeue": ["--requeue"], "singleton": ["--no-requeue"], "none": []}[spec.chain]
+    return [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None] + requeue
 
 
 def _local_script(spec: JobSpec) -> str:
@@ -75,7 +104,7 @@ def _local_script(spec: JobSpec) -> str:
 
 
 def _prologue(spec: JobSpec) -> list[str]:
-    lines = ["", "set -e -o pipefail"]
+    lines = ["", "set -e -o pipefail", "umask 077"]
     if ROOT.name not in ("site-packages", "dist-packages"):
         lines.append(f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}")
     if spec.setup:

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from launch import spec as specs
+from launch.chain import Chain
+from launch.claims import latest_claim
 from launch.spec import ROOT, JobSpec, Resources, Watchdog
 from strict_settings import Problem, SettingsError, Source, at_least, build, parse_command_line, read_yaml
 from strict_settings import with_suggestion as suggestion
 
+MAX_DEFAULT_LEAD_S = 120
 Executor = Literal["auto", "slurm", "local"]
 
 
@@ -47,6 +50,13 @@ class LaunchSettings(Resources):
     stops the job itself."""
     watchdog: Watchdog = field(default_factory=Watchdog)
     """How long ranks may stand still."""
+    chain: Chain | None = None
+    """How a run that was stopped, or failed by no fault of its own, goes on: requeue (the same job again), singleton (a
+    successor waits in the queue from the start), none. Default: requeue for our own script, none for others."""
+    max_restarts: Annotated[int, at_least(0)] = 10
+    """How many failures may be followed by another attempt; stops from outside (time limit, preemption) don't count."""
+    signal_lead_s: Annotated[int, at_least(1)] | None = None
+    """How long before the time limit the ranks are told to save and to end; default: 120, or less for short jobs."""
 
     def problems(self) -> Iterator[Problem]:
         """What concerns several settings."""
@@ -236,6 +246,9 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         setup=settings.setup,
         stop_grace_s=settings.stop_grace_s,
         watchdog=settings.watchdog,
+        chain=settings.chain or ("requeue" if settings.script is None else "none"),
+        max_restarts=settings.max_restarts,
+        signal_lead_s=settings.signal_lead_s or default_lead_s(settings.time_min),
     )
     if problems := [*job.problems(), *_file_problems(job, settings), *_directory_problems(run_dir)]:
         raise SettingsError(problems)
@@ -246,6 +259,11 @@ def _default_cpus(executor: str, procs_per_node: int, nodes: int) -> int:
     if executor == "slurm":
         return procs_per_node
     return max(1, len(os.sched_getaffinity(0)) // nodes)
+
+
+def default_lead_s(time_min: int | None) -> int:
+    """Two minutes, and at most a third of a short job: Slurm may send the signal up to a minute too early."""
+    return MAX_DEFAULT_LEAD_S if time_min is None else min(MAX_DEFAULT_LEAD_S, 60 * time_min // 3)
 
 
 def _script_args(draft: Draft, run_dir: Path) -> tuple[str, ...]:
@@ -297,8 +315,11 @@ def _file_problems(job: JobSpec, settings: LaunchSettings) -> Iterator[Problem]:
 
 
 def _directory_problems(run_dir: Path) -> Iterator[Problem]:
-    if (run_dir / "job.json").exists():
-        remedy = f"`python -m launch status {run_dir.name}` shows it. Choose another --name."
+    claim = latest_claim(run_dir)
+    is_abandoned = claim is not None and claim.job_id is None and claim.submitter_lives() is False
+    if (run_dir / "job.json").exists() and not is_abandoned:
+        holder = "" if claim is None else f"It belongs to {claim.holder}. "
+        remedy = f"{holder}`python -m launch status {run_dir.name}` shows it. Choose another --name."
         yield Problem("the run directory", str(run_dir), "not hold a submission already", remedy)
         return
     existing = run_dir

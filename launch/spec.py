@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from launch.chain import Chain
 from strict_settings import Problem, at_least
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +99,11 @@ class JobSpec:
     kill_wait_s: float | None = None
     """From Slurm's SIGTERM to its SIGKILL; None where there is no such limit."""
     watchdog: Watchdog = field(default_factory=Watchdog)
+    chain: Chain = "none"
+    max_restarts: int = 10
+    signal_lead_s: int = 120
+    resume_args: tuple[str, ...] = ()
+    """What `launch resume` has added to the script's arguments."""
 
     @property
     def procs_per_node(self) -> int:
@@ -121,6 +127,10 @@ class JobSpec:
         if any(character in self.run_dir for character in "%\\") or not self.run_dir.isprintable():
             rule = "hold no %, backslash or control character"
             yield Problem("the run directory", self.run_dir, rule, "Slurm rewrites them in paths: choose another one.")
+        limit_s = 60 * self.resources.time_min if self.resources.time_min is not None else None
+        if limit_s is not None and self.signal_lead_s >= limit_s:
+            rule = f"be less than the time limit, {limit_s} s (time_min is {self.resources.time_min})"
+            yield Problem("signal_lead_s", self.signal_lead_s, rule, "Ask for more time, or for an earlier signal.")
         for name, value in self.env.items():
             yield from _variable_problems(name, value)
 
@@ -131,7 +141,7 @@ class JobSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
         """The spec that `to_json` gave."""
-        lists = {name: tuple(data[name]) for name in ("script_args", "setup")}
+        lists = {name: tuple(data[name]) for name in ("script_args", "setup", "resume_args") if name in data}
         nested = {"resources": Resources(**data["resources"]), "watchdog": Watchdog(**data.get("watchdog", {}))}
         return cls(**{**data, **lists, **nested})
 

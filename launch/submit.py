@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch import cluster, processes, runs
+from launch import attempts, cluster, jobs, processes, runs
+from launch.claims import CLAIM, Claim, latest_claim
 from launch.errors import REFUSED, LaunchError
-from launch.records import make_directory, write_json, write_text
+from launch.records import make_directory, read_json, write_json, write_text
 from launch.runs import Run, View
 from launch.spec import DEFAULT_SCRIPT, ROOT, JobSpec
 
@@ -98,56 +100,70 @@ def _run_as_job(
     )
 
 
-def submit(spec: JobSpec, script: str, plan: str, environ: Mapping[str, str]) -> Run:
-    """Makes the run directory and starts the job; leaves nothing behind where that fails."""
+def submit(spec: JobSpec, claim: Claim, script: str, plan: str, environ: Mapping[str, str]) -> Run:
+    """Fills the run directory and starts the job."""
     path = Path(spec.run_dir)
-    is_new = not path.exists()
-    make_directory(path)
-    _claim(path / "job.json")
-    try:
-        write_json(path / "job.json", spec.to_json())
-        write_text(path / "submit.sh", script, mode=0o700)
-        write_text(path / "plan.txt", plan)
-        make_directory(path / "logs")
-        make_directory(path / "exit")
-        start = _start_on_slurm if spec.executor == "slurm" else _start_here
-        submission = start(spec, script, environ)
-    except BaseException:
-        _undo(path, is_new)
-        raise
-    host = socket.gethostname()
-    write_json(path / "submission.json", {**submission, "host": host, "submitted_at": time.time()})
-    runs.register(runs.registry_path(environ), path, spec.name, submission["job_id"])
+    write_json(path / "job.json", spec.to_json())
+    write_text(path / "submit.sh", script, mode=0o700)
+    write_text(path / "plan.txt", plan)
+    for name in ("logs", "exit", "submitit"):
+        make_directory(path / name)
+    start = _start_on_slurm if spec.executor == "slurm" else _start_here
+    with _undisturbed():
+        submission = start(spec, claim, script, environ)
+        write_submission(Run(path), claim, submission, environ)
     return Run(path)
 
 
-def _claim(path: Path) -> None:
-    """Two submissions of one name at the same moment: the second one fails here."""
+def write_submission(run: Run, claim: Claim, submission: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Notes the job that a claim was used for: submission.json, the claim, the list of runs."""
+    facts = {"host": socket.gethostname(), "submitted_at": time.time(), "claim": claim.number}
+    write_json(run.path / "submission.json", {**submission, **facts})
+    claim.with_job(submission["job_id"])
+    runs.register(runs.registry_path(environ), run.path, run.name, submission["job_id"])
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Between the job and the record of it, a closed terminal or Ctrl-C waits."""
+    came: list[int] = []
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    # Handlers, as an ignored signal would stay ignored in what is started.
+    before = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in numbers}
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError as error:
-        raise LaunchError(f"{path} exists; the run is submitted already. Choose another --name.") from error
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        os.kill(os.getpid(), came[0])
 
 
-def _undo(path: Path, is_new: bool) -> None:
-    if is_new:
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    for name in ("job.json", "submit.sh", "plan.txt"):
-        (path / name).unlink(missing_ok=True)
-    for name in ("logs", "exit", "submitit"):
-        shutil.rmtree(path / name, ignore_errors=True)
+def submit_successor(run_dir: Path, environ: Mapping[str, str]) -> str:
+    """Queues the run's job once more, to start when all its earlier ones have ended; its id.
+
+    Raises:
+        LaunchError: Slurm refuses.
+    """
+    claim = latest_claim(run_dir)
+    job = read_json(run_dir / "job.json")
+    if claim is None or job is None:
+        raise LaunchError(f"{run_dir} holds no submission.")
+    own = Claim(claim.path, claim.number, {**claim.record, "token": f"{claim.token}.{secrets.token_hex(4)}"})
+    text = (run_dir / "submit.sh").read_text(encoding="utf-8", errors="surrogateescape")
+    return cluster.submit(JobSpec.from_json(job), text, environ, own, dependency="singleton")[0]
 
 
-def _start_on_slurm(spec: JobSpec, script: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    job_id, command = cluster.submit(spec, script, environ)
+def _start_on_slurm(spec: JobSpec, claim: Claim, script: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    job_id, command = cluster.submit(spec, script, environ, claim)
     return {"executor": "slurm", "job_id": job_id, "command": command}
 
 
-def _start_here(spec: JobSpec, _script: str, environ: Mapping[str, str]) -> dict[str, Any]:
+def _start_here(spec: JobSpec, claim: Claim, _script: str, environ: Mapping[str, str]) -> dict[str, Any]:
     """Starts submit.sh in a session of its own: it outlives this terminal."""
     job_id = f"local-{int.from_bytes(os.urandom(4), 'big') % 900_000 + 100_000}"
     command = ["bash", f"{spec.run_dir}/submit.sh"]
+    own = {"CLEANSFT_JOB_ID": job_id, CLAIM: str(claim.number)}
     log = os.open(f"{spec.run_dir}/logs/local.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = subprocess.Popen(
@@ -155,7 +171,7 @@ def _start_here(spec: JobSpec, _script: str, environ: Mapping[str, str]) -> dict
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**cluster.without_outer_job(environ), "CLEANSFT_JOB_ID": job_id},
+            env={**cluster.without_outer_job(environ), **own},
             start_new_session=True,
         )
     finally:
@@ -174,7 +190,7 @@ def executor_view(run: Run) -> View:
     if not submission:
         return View("unknown", "it was not submitted to the end: submission.json is missing")
     if submission["executor"] == "slurm":
-        return cluster.view(run.job_id)
+        return jobs.view(run.job_id)
     if submission["host"] != socket.gethostname():
         return View("unknown", f"it runs on {submission['host']}")
     return View("running" if _supervisor_lives(submission) else "ended")
@@ -197,10 +213,11 @@ def cancel(run: Run) -> None:
         raise LaunchError(f"{run.path} has no submission.json; there is nothing to cancel.")
     if submission["executor"] == "local" and submission["host"] != socket.gethostname():
         raise LaunchError(f"the run is local to {submission['host']}; cancel it there.")
-    write_json(run.path / "cancelled.json", {"cancelled_at": time.time(), "host": socket.gethostname()})
+    runs.note_cancelled(run.path, "launch cancel")
     if submission["executor"] == "slurm":
+        successor = attempts.read_begin(run.path, run.current_attempt).get("successor")
         try:
-            cluster.cancel(run)
+            jobs.cancel(*dict.fromkeys(filter(None, (run.job_id, successor))))
         except LaunchError:
             (run.path / "cancelled.json").unlink(missing_ok=True)  # it goes on
             raise

@@ -67,12 +67,14 @@ LAYERS = {
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
         "__init__ errors records processes devices",
-        "network memory_limit rendezvous outcome spec options hang",
+        "chain claims network memory_limit outcome rendezvous options hang",
+        "attempts spec",
         "rank watchdog",
         "settings command runs watch",
-        "script agent logs report local",
+        "script agent logs report local jobs",
         "cluster",
         "submit",
+        "batch resuming",
         "__main__",
     ],
 }

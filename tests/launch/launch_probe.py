@@ -48,3 +48,46 @@ if mode and rank == 1:
 if mode:
     time.sleep(300)
 """
+
+TRAINER = """\
+# Stands for the trainer: counts steps, saves them, heeds the request to stop, goes on where it was.
+import os, signal, sys, time
+from pathlib import Path
+
+from node_board import NodeBoard
+
+run, rank, attempt = Path(os.environ["CLEANSFT_RUN_DIR"]), int(os.environ["RANK"]), os.environ["CLEANSFT_ATTEMPT"]
+last, pace, save_s = (float(os.environ.get(name, default)) for name, default in
+                      (("STEPS", 20), ("PACE", 0.1), ("SAVE", 0)))
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
+board = NodeBoard.attach_from(os.environ, int(os.environ["LOCAL_RANK"]))
+checkpoints = run / "checkpoints"
+checkpoints.mkdir(exist_ok=True, mode=0o700)
+done = max((int(path.name[5:]) for path in checkpoints.glob("step-*")), default=0)
+print(f"attempt {attempt} begins at step {done}", flush=True)
+fails = dict(word.split(":") for word in os.environ.get("FAILS", "").split(",") if word)
+
+
+def save(step):
+    time.sleep(save_s)
+    if rank == 0:
+        (checkpoints / f"step-{step:08d}").mkdir(exist_ok=True, mode=0o700)
+    print(f"saved step {step}", flush=True)
+
+
+for step in range(done + 1, int(last) + 1):
+    time.sleep(pace)
+    with open(run / f"trace-{rank}.txt", "a") as trace:
+        trace.write(f"{step} {attempt}\\n")
+    if os.environ.get("FAIL_AT") == str(step) and rank == 0:
+        sys.exit(int(os.environ["FAIL_CODE"]))
+    if attempt in fails and step == done + 3 and rank == 0:
+        code = int(fails[attempt])
+        save(step)
+        sys.exit(code)
+    if told or board.stop_reason:
+        print(f"told to stop: {told or board.stop_reason}", flush=True)
+        save(step)
+        sys.exit(10)
+"""

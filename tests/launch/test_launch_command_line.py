@@ -160,7 +160,7 @@ def test_unknown_words(words: list[str]) -> None:
         (["status", "--nodes", "2"], "the option --nodes is unknown; it must be a known option.\n"),
         (
             ["stauts"],
-            "COMMAND is 'stauts'; it must be one of submit, status, logs, cancel, wait. Did you mean 'status'?",
+            "COMMAND is 'stauts'; it must be one of submit, resume, status, logs, cancel, wait. Did you mean 'status'?",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_job_json_is_plain_and_private(probe: Path) -> None:
     for name, text in {
         "sinfo": "echo 'cpu|cpu*|2|(null)|8|infinite'",
         "srun": "exit 0",
-        "sbatch": 'cp "$1" given.sh; env > given.env; echo Submitted batch job 77',
+        "sbatch": 'for script; do :; done; cp "$script" given.sh; env > given.env; echo Submitted batch job 77',
     }.items():
         (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
         (bin_dir / name).chmod(0o755)

@@ -11,14 +11,41 @@
 #SBATCH --chdir='/home/me/my project'
 #SBATCH --output='/shared/my runs/it'"'"'s/logs/slurm.log'
 #SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+
+# When Slurm announces the end (SIGUSR1: a time limit or preemption is near; SIGTERM: it ends now), the ranks
+# are asked to save and stop: their agents look for this file.
+told=
+ask_to_stop() {
+  told="$told $1"
+  [ -z "$CLEANSFT_ATTEMPT" ] || echo '{"reason": "'$1'"}' > '/shared/my runs/it'"'"'s'/exit/$CLEANSFT_ATTEMPT/stop.json
+}
+trap 'ask_to_stop signal' USR1
+trap 'ask_to_stop terminated' TERM
 
 set -e -o pipefail
+umask 077
 export PYTHONPATH=/ROOT${PYTHONPATH:+:$PYTHONPATH}
 
 # launch.setup
 module load cuda/12
 
+# A new attempt of this run: 0, 1, 2, … also after a requeue.
+CLEANSFT_ATTEMPT=
+CLEANSFT_ATTEMPT=$(/venv/bin/python -m launch.batch begin '/shared/my runs/it'"'"'s')
+export CLEANSFT_ATTEMPT
+[ -z "$told" ] || ask_to_stop signal
+
 # One agent per node; it starts the node's ranks. When one fails, all are stopped,
 # and the exit code of the training script becomes the exit code of the job.
 export SUBMITIT_EXECUTOR=slurm
-srun --kill-on-bad-exit=1 --wait=0 --unbuffered --cpus-per-task=96 /venv/bin/python -u -m submitit.core._submit '/shared/my runs/it'"'"'s/submitit'
+srun --kill-on-bad-exit=1 --wait=0 --unbuffered --cpus-per-task=96 /venv/bin/python -u -m submitit.core._submit '/shared/my runs/it'"'"'s/submitit' &
+srun=$!
+# In the background, as a trap runs only between commands; `wait` returns early for one.
+while true; do
+  code=0; wait $srun || code=$?
+  kill -0 $srun 2> /dev/null || break
+done
+
+# What follows: the end, the same job again, or its successor.
+/venv/bin/python -m launch.batch end '/shared/my runs/it'"'"'s' $code $told

@@ -1,0 +1,186 @@
+"""The attempts of a run: each has a number of its own, over requeues, successors and resumed jobs, and its records.
+
+`exit/<attempt>/attempt.json` says who began it and where it started from; `end.json` how it ended and what follows;
+`stop.json` asks its ranks to save their state and to end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.chain import Attempt, Decision, decide
+from launch.claims import CLAIM, latest_claim
+from launch.errors import LaunchError, LockedError
+from launch.outcome import Outcome, read_outcome
+from launch.processes import start_ticks
+from launch.records import make_directory, read_json, write_json
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+def numbers(run_dir: Path) -> list[int]:
+    """The attempts that have begun, in order."""
+    folder = run_dir / "exit"
+    return sorted(int(name) for name in (os.listdir(folder) if folder.is_dir() else []) if name.isdigit())
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none. One that is being written has another name."""
+    folder = run_dir / "checkpoints"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return max((int(found[1]) for name in names if (found := _STEP.fullmatch(name))), default=0)
+
+
+def begin(run_dir: Path, job_id: str, environ: Mapping[str, str], **facts: Any) -> int:
+    """Opens a new attempt; its number.
+
+    Args:
+        run_dir: the run directory.
+        job_id: the job that the attempt belongs to.
+        environ: the job's environment.
+        facts: what else is to be noted of it.
+
+    Raises:
+        LockedError: the run has been submitted again meanwhile, or another attempt opens in this moment.
+    """
+    check_owner(run_dir)
+    own, latest = int(environ.get(CLAIM, 0)), latest_claim(run_dir)
+    if latest is not None and own != latest.number:
+        raise LockedError(f"{run_dir} belongs to {latest.holder}; job {job_id} was submitted before that. It ends.")
+    number = max(numbers(run_dir), default=-1) + 1
+    folder = run_dir / "exit" / str(number)
+    make_directory(folder.parent)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise LockedError(f"{folder} has just been made; another job begins in {run_dir}.") from error
+    make_directory(run_dir / "logs" / str(number))
+    record = {
+        "attempt": number,
+        "claim": own,
+        "job_id": job_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "start_ticks": start_ticks(os.getpid()),
+        "step": newest_step(run_dir),
+        "began_at": time.time(),
+    }
+    write_json(folder / "attempt.json", record | facts)
+    return number
+
+
+def check_owner(run_dir: Path) -> None:
+    """Refuses a run directory that somebody else could have written to: what lies in it will be run.
+
+    Raises:
+        LaunchError: it, or its folder of pickles, belongs to another user or is writable by others.
+    """
+    for path in (run_dir, run_dir / "submitit", run_dir / "job.json"):
+        try:
+            facts = path.lstat()
+        except FileNotFoundError:
+            continue
+        if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+            mode = f"{facts.st_mode & 0o777:03o}"
+            rule = f"it must belong to user {os.geteuid()} and be writable by no other"
+            raise LaunchError(f"{path} belongs to user {facts.st_uid} and has mode {mode}; {rule}. Use `chmod go-w`.")
+
+
+def request_stop(run_dir: Path, attempt: int, reason: str) -> None:
+    """Asks the agents of an attempt to let their ranks save and end; they look twice a second."""
+    write_json(run_dir / "exit" / str(attempt) / "stop.json", {"reason": reason, "at": time.time()})
+
+
+def history(run_dir: Path, num_nodes: int) -> list[Attempt]:
+    """The attempts since the run was submitted or resumed, oldest first, the last one as it stands now."""
+    found = [_attempt(run_dir, number, num_nodes) for number in numbers(run_dir)]
+    claims = [read_begin(run_dir, attempt.number).get("claim") for attempt in found]
+    return [attempt for attempt, claim in zip(found, claims, strict=True) if claim == claims[-1]]
+
+
+def _attempt(run_dir: Path, number: int, num_nodes: int) -> Attempt:
+    folder = run_dir / "exit" / str(number)
+    begun, ended = read_json(folder / "attempt.json") or {}, read_json(folder / "end.json")
+    step_before = int(begun.get("step", 0))
+    if ended is not None:
+        flags = {name: bool(ended[name]) for name in ("was_killed", "was_stopped")}
+        return Attempt(number, ended["own_code"], step_before, int(ended["step"]), **flags)
+    outcome = read_outcome(folder, num_nodes)
+    cause = outcome.root_cause
+    return Attempt(
+        number,
+        _code(outcome),
+        step_before,
+        newest_step(run_dir),
+        was_killed=cause is not None and bool(cause.signal) and not cause.stopped,
+        was_stopped=(cause is None or cause.stopped) and (folder / "stop.json").exists(),
+    )
+
+
+def _code(outcome: Outcome) -> int | None:
+    if outcome.root_cause is not None:
+        return outcome.root_cause.code
+    return 0 if outcome.is_complete else None
+
+
+def end(
+    run_dir: Path, number: int, job: Mapping[str, Any], launcher_code: int, *, is_terminated: bool = False
+) -> Decision:
+    """Decides what follows attempt `number`, and writes it down as end.json.
+
+    Args:
+        run_dir: the run directory.
+        number: the attempt, the latest.
+        job: job.json.
+        launcher_code: what srun, or the supervisor, ended with: it counts where the ranks and nodes left no record.
+        is_terminated: the job itself is being ended (SIGTERM): whether another attempt follows is for Slurm to say.
+    """
+    attempts = history(run_dir, int(job["resources"]["nodes"]))
+    last = attempts[-1]
+    if last.code is None and launcher_code:
+        last = attempts[-1] = _with_launcher_code(last, launcher_code, is_terminated)
+    is_cancelled = (run_dir / "cancelled.json").exists()
+    decision = decide(attempts, job.get("chain", "none"), job.get("max_restarts", 0), is_cancelled=is_cancelled)
+    write_end(run_dir, last, decision)
+    return decision
+
+
+def _with_launcher_code(last: Attempt, launcher_code: int, is_terminated: bool) -> Attempt:
+    was_stopped = last.was_stopped or is_terminated
+    return Attempt(last.number, launcher_code, last.step_before, last.step_after, was_stopped=was_stopped)
+
+
+def read_begin(run_dir: Path, number: int) -> dict[str, Any]:
+    """attempt.json; empty where there is none."""
+    return read_json(run_dir / "exit" / str(number) / "attempt.json") or {}
+
+
+def read_end(run_dir: Path, number: int) -> dict[str, Any] | None:
+    """end.json; None while nothing is decided."""
+    return read_json(run_dir / "exit" / str(number) / "end.json")
+
+
+def write_end(run_dir: Path, attempt: Attempt, decision: Decision, **facts: Any) -> None:
+    """Writes end.json: how the attempt ended, and what follows."""
+    record = {
+        "own_code": attempt.code,
+        "was_killed": attempt.was_killed,
+        "was_stopped": attempt.was_stopped,
+        "step": attempt.step_after,
+        "again": decision.again,
+        "code": decision.code,
+        "reason": decision.reason,
+        "ended_at": time.time(),
+    }
+    write_json(run_dir / "exit" / str(attempt.number) / "end.json", record | facts)
+
+
+def amend_end(run_dir: Path, number: int, **facts: Any) -> None:
+    """Adds to end.json what became of the decision."""
+    write_json(run_dir / "exit" / str(number) / "end.json", (read_end(run_dir, number) or {}) | facts)

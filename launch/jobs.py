@@ -1,0 +1,115 @@
+"""One Slurm job, through squeue, scontrol and scancel. Standard library only: the batch script uses it too."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+
+from launch.errors import LaunchError
+from launch.runs import View
+
+COMMAND_TIMEOUT_S = 15.0
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
+_RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"}
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What scontrol says of a job."""
+
+    state: str
+    reason: str
+    """Why it waits or ends; `TimeLimit` while it is being ended for that."""
+    num_restarts: int
+    """How often it was requeued; counted already while it is being ended for that."""
+
+
+def command(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Runs one of Slurm's commands.
+
+    Raises:
+        LaunchError: it is not there, or does not answer in time.
+    """
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+    except FileNotFoundError as error:
+        raise LaunchError(f"{argv[0]} is not on PATH") from error
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError(f"{argv[0]} did not answer within {COMMAND_TIMEOUT_S:.0f} s") from error
+
+
+def last_line(text: str) -> str:
+    """The last line of what a command said."""
+    return (text.strip().splitlines() or ["nothing"])[-1]
+
+
+def view(job_id: str) -> View:
+    """What squeue says; it knows a job for MinJobAge (5 minutes by default) after its end."""
+    try:
+        result = command("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T|%r")
+    except LaunchError as error:
+        return View("unknown", str(error))
+    if result.returncode != 0 and "Invalid job id" not in result.stderr:
+        return View("unknown", f"squeue says: {last_line(result.stderr)}")
+    word, _, reason = result.stdout.strip().partition("|")
+    if word in _WAITING:
+        return View("waiting", "" if reason == "None" else reason)
+    if word in _RUNNING:
+        return View("running")
+    return View("ended", "" if word == "COMPLETED" else word)
+
+
+def facts(job_id: str) -> JobFacts | None:
+    """What scontrol says; None where it can't be asked or knows no such job."""
+    try:
+        result = command("scontrol", "--oneliner", "show", "job", job_id)
+    except LaunchError:
+        return None
+    return None if result.returncode else parse_facts(result.stdout)
+
+
+def parse_facts(text: str) -> JobFacts | None:
+    """The facts in one line of `scontrol --oneliner show job`."""
+    words = dict(re.findall(r"(?:^|\s)(JobState|Reason|Restarts)=(\S+)", text))
+    if not {"JobState", "Restarts"} <= words.keys():
+        return None
+    return JobFacts(words["JobState"], words.get("Reason", ""), int(words["Restarts"]))
+
+
+def requeue(job_id: str) -> None:
+    """Puts a job back into the queue, from inside or after it.
+
+    Raises:
+        LaunchError: Slurm refuses, in its own words.
+    """
+    result = command("scontrol", "requeue", job_id)
+    if result.returncode != 0:
+        raise LaunchError(f"scontrol requeue {job_id} was refused: {last_line(result.stderr)}")
+
+
+def cancel(*job_ids: str) -> None:
+    """scancel.
+
+    Raises:
+        LaunchError: it refuses, in its own words.
+    """
+    result = command("scancel", *job_ids)
+    if result.returncode != 0:
+        raise LaunchError(f"scancel refused: {last_line(result.stderr)}")
+
+
+def find(token: str) -> str | None:
+    """The job whose comment is `token`, waiting or running or just ended; None where there is none.
+
+    Raises:
+        LaunchError: squeue can't be asked.
+    """
+    result = command("squeue", "-h", "-t", "all", "-o", "%i|%k")
+    if result.returncode != 0:
+        raise LaunchError(f"squeue says: {last_line(result.stderr)}")
+    for line in result.stdout.splitlines():
+        job_id, _, comment = line.strip().partition("|")
+        if comment == token:
+            return job_id
+    return None

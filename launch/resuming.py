@@ -1,0 +1,174 @@
+"""The right to submit: a run is claimed by one process at a time, the first time and whenever it is resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from launch import cluster, runs
+from launch.claims import Claim, latest_claim, make_claim
+from launch.errors import LaunchError, LockedError
+from launch.records import make_directory, read_json, write_text
+from launch.runs import Run
+from launch.settings import LaunchSettings, default_lead_s
+from launch.spec import JobSpec
+from launch.submit import executor_view, write_submission
+from strict_settings import Problem, SettingsError, build, parse_command_line
+
+_REWRITTEN = ("job.json", "submit.sh", "plan.txt")
+COMPLETING_S = 20.0
+"""How long `resume` waits for the nodes of a run that has just ended."""
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[Claim]:
+    """The right to submit into `run_dir`, which is made; where what follows fails, it is as before.
+
+    Raises:
+        LaunchError: somebody else has it, and who.
+    """
+    is_new, missing = not run_dir.exists(), _first_missing(run_dir)
+    previous = latest_claim(run_dir)
+    if previous is not None:
+        _refuse_unless_abandoned(run_dir, previous)
+    make_directory(run_dir)
+    claim = make_claim(run_dir, 0 if previous is None else previous.number + 1)
+    if claim is None:
+        raise _taken(run_dir)
+    try:
+        yield claim
+    except cluster.InDoubtError:
+        raise
+    except BaseException:
+        was_filled = (run_dir / "job.json").exists()
+        _undo(run_dir, claim, is_new)
+        for path in run_dir.parents:
+            if missing is not None and path.is_relative_to(missing) and not was_filled:
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # only where it is empty
+        raise
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The outermost directory that has to be made."""
+    missing = [part for part in (path, *path.parents) if not part.exists()]
+    return missing[-1] if missing else None
+
+
+def _taken(run_dir: Path) -> LaunchError:
+    claim = latest_claim(run_dir)
+    holder = "another process" if claim is None else claim.holder
+    return LaunchError(f"{run_dir} is taken by {holder}; each run has one. Choose another --name.")
+
+
+def _refuse_unless_abandoned(run_dir: Path, claim: Claim) -> None:
+    """A process that was submitting and is gone may have left a job behind: then the run is that job."""
+    if claim.job_id is not None or claim.submitter_lives() is not False:
+        raise _taken(run_dir)
+    job = read_json(run_dir / "job.json")
+    if job is None or job["executor"] != "slurm":
+        return
+    job_id = cluster.adopt(str(run_dir), claim)
+    if job_id is None:
+        return
+    write_submission(Run(run_dir), claim, {"executor": "slurm", "job_id": job_id, "command": []}, os.environ)
+    raise LaunchError(
+        f"{run_dir} was submitted already, as job {job_id}, by a process that ended before it could say so. Nothing "
+        f"was submitted now. `python -m launch status {run_dir.name}` shows it."
+    )
+
+
+def _undo(path: Path, claim: Claim, is_new: bool) -> None:
+    if is_new:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    for name in ("job.json", "submit.sh", "plan.txt", f"claims/{claim.number}.json"):
+        (path / name).unlink(missing_ok=True)
+    for name in ("logs", "exit", "submitit"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        claim.path.parent.rmdir()
+
+
+@contextmanager
+def claimed_again(run: Run) -> Iterator[Claim]:
+    """The right to submit a run again that stopped or failed; where what follows fails, the run is as before.
+
+    Raises:
+        LockedError: it still waits or runs, or another process resumes it in this moment; with the holder.
+        LaunchError: it is complete.
+    """
+    previous = latest_claim(run.path)
+    _refuse_unless_ended(run, previous)
+    claim = make_claim(run.path, 0 if previous is None else previous.number + 1)
+    if claim is None:
+        current = latest_claim(run.path)
+        raise LockedError(f"{run.name} is being resumed by {current.holder if current else 'another process'}.")
+    names = [name for name in _REWRITTEN if (run.path / name).exists()]
+    old = {name: (run.path / name).read_text(encoding="utf-8", errors="surrogateescape") for name in names}
+    try:
+        (run.path / "cancelled.json").unlink(missing_ok=True)
+        yield claim
+    except cluster.InDoubtError:
+        raise
+    except BaseException:
+        for name, text in old.items():
+            write_text(run.path / name, text, mode=0o700 if name.endswith(".sh") else 0o600)
+        claim.path.unlink(missing_ok=True)
+        raise
+
+
+def _refuse_unless_ended(run: Run, claim: Claim | None) -> None:
+    if claim is not None and claim.job_id is None:
+        if claim.submitter_lives() is not False:
+            raise LockedError(f"{run.name} is held by {claim.holder}.")
+        if run.job.get("executor") == "slurm" and (job_id := cluster.adopt(str(run.path), claim)) is not None:
+            write_submission(run, claim, {"executor": "slurm", "job_id": job_id, "command": []}, os.environ)
+    deadline = time.monotonic() + COMPLETING_S
+    while (view := executor_view(run)).presence != "ended":
+        status = runs.status_of(run, lambda view=view: view)  # type: ignore[misc]
+        if view.presence == "running" and status.has_ended and time.monotonic() < deadline:
+            time.sleep(0.5)  # its nodes are being freed
+            continue
+        why = {"unknown": f"whether it has ended is unknown: {view.reason}"}.get(view.presence, f"it is {status.state}")
+        raise LockedError(f"{run.name} is held by job {run.job_id} on {run.submission.get('host')}; {why}.")
+    if runs.status_of(run, lambda: view).state == runs.COMPLETED:
+        raise LaunchError(f"{run.name} is complete; there is nothing to resume.")
+
+
+def changed(
+    spec: JobSpec, resources: Mapping[str, str | None], overrides: Sequence[str], *, accepts_data: bool
+) -> JobSpec:
+    """The job as it is resumed: other resources where they are given, and what the trainer is told of changes.
+
+    Args:
+        spec: the job as it was submitted.
+        resources: `time-min`, `partition`, … as words of the command line; None keeps what it has.
+        overrides: `key=value` settings of the trainer that may differ from the checkpoint's.
+        accepts_data: whether data that has changed may be trained on.
+
+    Raises:
+        SettingsError: a value that can't be.
+    """
+    words = [f"--{name}={value}" for name, value in resources.items() if value is not None]
+    given = parse_command_line(LaunchSettings, words)
+    values = build(LaunchSettings, given)
+    new = {name.replace("-", "_") for name, value in resources.items() if value is not None}
+    fields = {field.name for field in dataclasses.fields(spec.resources)}
+    kept = dataclasses.replace(spec.resources, **{name: getattr(values, name) for name in new & fields})
+    if problems := [Problem("override", word, "be KEY=VALUE") for word in overrides if "=" not in word]:
+        raise SettingsError(problems)
+    told = [word for override in overrides for word in ("--resume_override", override)]
+    told += ["--accept_data_change", "true"] if accepts_data else []
+    spec = dataclasses.replace(spec, resources=kept, resume_args=tuple(told) or spec.resume_args)
+    lead_s = values.signal_lead_s or min(spec.signal_lead_s, default_lead_s(kept.time_min))
+    spec = dataclasses.replace(spec, signal_lead_s=lead_s)
+    if problems := list(spec.problems()):
+        raise SettingsError(problems)
+    return spec
