@@ -30,6 +30,7 @@ OPTIONS = (
     ("chain", "NAME", "how a stopped run goes on: requeue, singleton or none"),
     ("max-restarts", "N", "how many failures may be followed by another attempt (default 10)"),
     ("signal-lead-s", "N", "seconds before the time limit at which the state is saved (default 120)"),
+    ("env-file", "PATH", "NAME=VALUE lines with secrets for the ranks, of mode 0600"),
     ("python", "PATH", "Python of the job (default: this one)"),
 )
 

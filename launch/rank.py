@@ -24,7 +24,8 @@ if __name__ == "__main__":
     # Started by its path: `launch` is found from here, and no module of it by a bare name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, STOPPED, reason_of
+from launch.env_file import read_env_file
+from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, STOPPED, LaunchError, reason_of
 from launch.memory_limit import MemoryLimit, memory_limit
 from launch.processes import before_exec, die_with_parent
 from launch.records import read_json, write_json
@@ -57,7 +58,11 @@ def main() -> int:
     board = NodeBoard.attach(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
     argv = [job["python"], "-u", job["script"], *job["script_args"], *job.get("resume_args", ())]
     supervisor = _Supervisor(argv, log, board)
-    code = supervisor.run()
+    try:
+        code = supervisor.run(read_env_file(Path(job["env_file"])) if job.get("env_file") else {})
+    except LaunchError as error:
+        code = error.exit_code
+        log.write_text(f"{error.prefix}{error}\n", encoding="utf-8")
     text = read_tail(log)
     end = end_of(code, supervisor, own_slot(board, record["local_rank"]), rank, text)
     write_json(path, record | end | {"tail": text.splitlines()[-TAIL_LINES:], "ended_at": time.time()})
@@ -134,7 +139,12 @@ class _Supervisor:
         self._argv = argv
         self._log = log
 
-    def run(self) -> int:
+    def run(self, secrets: Mapping[str, str]) -> int:
+        """The script's exit code, as a shell has it.
+
+        Args:
+            secrets: variables that only the script is to have.
+        """
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGALRM, self._kill)
         for number in _FORWARDED:
@@ -146,7 +156,7 @@ class _Supervisor:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env=script_environment(os.environ),
+                    env={**script_environment(os.environ), **secrets},
                     preexec_fn=before_exec(signal.SIGKILL, _IGNORED),  # noqa: PLW1509 - one thread only
                 )
             except OSError as error:

@@ -119,7 +119,7 @@ def claimed_again(run: Run) -> Iterator[Claim]:
         raise
     except BaseException:
         for name, text in old.items():
-            write_text(run.path / name, text, mode=0o700 if name.endswith(".sh") else 0o600)
+            write_text(run.path / name, text)
         claim.path.unlink(missing_ok=True)
         raise
 

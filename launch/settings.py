@@ -15,6 +15,9 @@ from typing import Annotated, Any, Literal
 from launch import spec as specs
 from launch.chain import Chain
 from launch.claims import latest_claim
+from launch.env_file import read_env_file
+from launch.errors import LaunchError
+from launch.secret_values import secret_problems
 from launch.spec import ROOT, JobSpec, Resources, Watchdog
 from strict_settings import Problem, SettingsError, Source, at_least, build, parse_command_line, read_yaml
 from strict_settings import with_suggestion as suggestion
@@ -41,6 +44,8 @@ class LaunchSettings(Resources):
     """Where run directories are made."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables for the ranks."""
+    env_file: str | None = None
+    """File of NAME=VALUE lines with secrets for the ranks, of mode 0600; read in the process that starts each rank."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before the agents, for example `module load cuda`."""
     python: str | None = None
@@ -119,6 +124,7 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
         if config is not None:
             everything = read_yaml(config)
             sources.append(_launch_part(everything))
+            problems += secret_problems("", everything.values, everything.name)
             run_name, output_dir = (_text(everything, key) for key in ("run_name", "output_dir"))
     except SettingsError as error:
         problems += error.problems
@@ -126,8 +132,10 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
         sources.append(parse_command_line(LaunchSettings, request.options))
     except SettingsError as error:
         problems += error.problems
+    problems += secret_problems("an argument of the script", request.script_args)
     try:
         env_words = _env_words(request.env)
+        problems += secret_problems("env", env_words, "--env")
     except SettingsError as error:
         problems += error.problems
     try:
@@ -249,6 +257,7 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         chain=settings.chain or ("requeue" if settings.script is None else "none"),
         max_restarts=settings.max_restarts,
         signal_lead_s=settings.signal_lead_s or default_lead_s(settings.time_min),
+        env_file=None if settings.env_file is None else os.path.abspath(working_dir / settings.env_file),
     )
     if problems := [*job.problems(), *_file_problems(job, settings), *_directory_problems(run_dir)]:
         raise SettingsError(problems)
@@ -310,6 +319,11 @@ def _file_problems(job: JobSpec, settings: LaunchSettings) -> Iterator[Problem]:
         yield Problem("script", job.script, "be a file", "Give --script PATH.")
     if settings.zero is not None and not _zero_file(settings.zero).is_file():
         yield Problem("zero", settings.zero, f"have the file {_zero_file(settings.zero)}")
+    if job.env_file is not None:
+        try:
+            read_env_file(Path(job.env_file))
+        except LaunchError as error:
+            yield Problem("env_file", job.env_file, "be a file of secrets that only you can read", str(error))
     if job.executor == "slurm" and not Path(job.python).is_absolute():
         yield Problem("python", job.python, "be an absolute path", "It must be the same on every node.")
 

@@ -102,6 +102,8 @@ class JobSpec:
     chain: Chain = "none"
     max_restarts: int = 10
     signal_lead_s: int = 120
+    env_file: str | None = None
+    """A file of variables that hold secrets, which the ranks' wrappers read."""
     resume_args: tuple[str, ...] = ()
     """What `launch resume` has added to the script's arguments."""
 

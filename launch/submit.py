@@ -16,6 +16,7 @@ from typing import Any
 
 from launch import attempts, cluster, jobs, processes, runs
 from launch.claims import CLAIM, Claim, latest_claim
+from launch.env_file import read_env_file
 from launch.errors import REFUSED, LaunchError
 from launch.records import make_directory, read_json, write_json, write_text
 from launch.runs import Run, View
@@ -85,7 +86,13 @@ def _run_as_job(
     command: list[str], spec: JobSpec, environ: Mapping[str, str], timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command of our own where the job will run, in the environment that it will have."""
-    environment = {**cluster.without_outer_job(environ), **spec.env, "WORLD_SIZE": str(spec.world_size)}
+    secrets_of_ranks = read_env_file(Path(spec.env_file)) if spec.env_file else {}
+    environment = {
+        **cluster.without_outer_job(environ),
+        **spec.env,
+        **secrets_of_ranks,
+        "WORLD_SIZE": str(spec.world_size),
+    }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environ.get("PYTHONPATH"))))
     return subprocess.run(
         command,
@@ -104,7 +111,7 @@ def submit(spec: JobSpec, claim: Claim, script: str, plan: str, environ: Mapping
     """Fills the run directory and starts the job."""
     path = Path(spec.run_dir)
     write_json(path / "job.json", spec.to_json())
-    write_text(path / "submit.sh", script, mode=0o700)
+    write_text(path / "submit.sh", script)
     write_text(path / "plan.txt", plan)
     for name in ("logs", "exit", "submitit"):
         make_directory(path / name)

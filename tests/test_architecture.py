@@ -67,7 +67,7 @@ LAYERS = {
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
         "__init__ errors records processes devices",
-        "chain claims network memory_limit outcome rendezvous options hang",
+        "chain claims env_file network memory_limit outcome rendezvous options hang secret_values",
         "attempts spec",
         "rank watchdog",
         "settings command runs watch",

@@ -122,3 +122,25 @@ def test_cancelled_runs_save_and_are_over_and_resume_goes_on(runs: Runs) -> None
     runs.wait_for(lambda: any(attempt == 1 for _, attempt in runs.trace("x")))
     steps = [step for step, _ in runs.trace("x")]
     assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.soak
+def test_the_time_limit_and_a_preemption_lose_nothing(runs: Runs) -> None:
+    """A job of a minute goes on over its limit, with a save of 12 s; a preempted one when its nodes are free."""
+    runs.submit("limited", "requeue", "--nodes", "2", "--time-min", "1", PACE=1, STEPS=60, SAVE=12)
+    runs.submit("preempted", "requeue", "--nodes", "2", "--cpus-per-task", "4", PACE=1, STEPS=30, SAVE=12)
+    runs.wait_for(lambda: len(runs.trace("limited")) > 2 and len(runs.trace("preempted")) > 2)
+    urgent = [
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=2",
+        "--cpus-per-task=4",
+        "--output=/dev/null",
+        "--wrap",
+        "sleep 2",
+    ]
+    assert runs.lab.exec(urgent).returncode == 0
+    for name, num_steps in (("preempted", 30), ("limited", 60)):
+        runs.ends(name, 0, "COMPLETED")
+        assert [step for step, _ in runs.trace(name)] == list(range(1, num_steps + 1)), runs.log(name)
+        assert max(attempt for _, attempt in runs.trace(name)) >= 1

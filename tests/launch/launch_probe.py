@@ -90,4 +90,5 @@ for step in range(done + 1, int(last) + 1):
         print(f"told to stop: {told or board.stop_reason}", flush=True)
         save(step)
         sys.exit(10)
+board.beat("end", int(last))
 """
