@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from launch import network, processes
+from launch.attempts import earlier_jobs
 from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
 from launch.devices import has_gpu
 from launch.errors import HANG, KILLED, OK, STOPPED, TERMINATED, LaunchError, RendezvousError, reason_of
@@ -189,6 +190,7 @@ class Agent:
         watch = NodeWatch(self.spec, self.node, self.records, self.logs)
         environment = inherited | node_environment(self.spec, rendezvous, self.attempt, facts)
         environment[VARIABLE] = str(watch.board.path)
+        environment["CLEANSFT_ENDED_JOBS"] = ",".join(earlier_jobs(self.records.parent, self.allocation.job_id))
         print(f"node {self.node} on {socket.gethostname()} starts: {json.dumps(argv)}", flush=True)
         launcher = subprocess.Popen(
             argv,

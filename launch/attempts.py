@@ -92,6 +92,17 @@ def check_owner(run_dir: Path) -> None:
             raise LaunchError(f"{path} belongs to user {facts.st_uid} and has mode {mode}; {rule}. Use `chmod go-w`.")
 
 
+def earlier_jobs(folder: Path, job_id: str) -> list[str]:
+    """The other jobs that have run attempts of this run. All have ended, or it would not have gone on.
+
+    Args:
+        folder: `exit`.
+        job_id: the job that runs now.
+    """
+    begun = (read_json(path) or {} for path in sorted(folder.glob("*/attempt.json")))
+    return sorted({str(record["job_id"]) for record in begun if "job_id" in record} - {job_id})
+
+
 def request_stop(run_dir: Path, attempt: int, reason: str) -> None:
     """Asks the agents of an attempt to let their ranks save and end; they look twice a second."""
     write_json(run_dir / "exit" / str(attempt) / "stop.json", {"reason": reason, "at": time.time()})

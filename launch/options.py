@@ -143,7 +143,7 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
     for option, metavar, text in RESUME_OPTIONS:
         parser.add_argument(f"--{option}", metavar=metavar, help=text)
     parser.add_argument(
-        "--override", metavar="KEY=VALUE", action="append", default=[], help="setting that may differ; repeatable"
+        "--override", metavar="KEY=VALUE", action="append", default=[], help="setting with a new value; repeatable"
     )
     parser.add_argument("--accept-data-change", action="store_true", help="go on although the data has changed")
     parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from launch.claims import Claim, latest_claim, make_claim
 from launch.errors import LaunchError, LockedError
 from launch.records import make_directory, read_json, write_text
 from launch.runs import Run
+from launch.secret_values import secret_problems
 from launch.settings import LaunchSettings, default_lead_s
 from launch.spec import JobSpec
 from launch.submit import executor_view, write_submission
@@ -46,6 +48,8 @@ def claimed(run_dir: Path) -> Iterator[Claim]:
     except cluster.InDoubtError:
         raise
     except BaseException:
+        if _is_used(claim):
+            raise
         was_filled = (run_dir / "job.json").exists()
         _undo(run_dir, claim, is_new)
         for path in run_dir.parents:
@@ -53,6 +57,11 @@ def claimed(run_dir: Path) -> Iterator[Claim]:
                 with contextlib.suppress(OSError):
                     path.rmdir()  # only where it is empty
         raise
+
+
+def _is_used(claim: Claim) -> bool:
+    """Whether there is a job by now: what came after that, as Ctrl-C, does not undo it."""
+    return "job_id" in (read_json(claim.path) or {})
 
 
 def _first_missing(path: Path) -> Path | None:
@@ -118,6 +127,8 @@ def claimed_again(run: Run) -> Iterator[Claim]:
     except cluster.InDoubtError:
         raise
     except BaseException:
+        if _is_used(claim):
+            raise
         for name, text in old.items():
             write_text(run.path / name, text)
         claim.path.unlink(missing_ok=True)
@@ -150,7 +161,7 @@ def changed(
     Args:
         spec: the job as it was submitted.
         resources: `time-min`, `partition`, … as words of the command line; None keeps what it has.
-        overrides: `key=value` settings of the trainer that may differ from the checkpoint's.
+        overrides: `key=value`, a setting of the trainer with its new value, or `key`, one that may differ as it is.
         accepts_data: whether data that has changed may be trained on.
 
     Raises:
@@ -162,13 +173,48 @@ def changed(
     new = {name.replace("-", "_") for name, value in resources.items() if value is not None}
     fields = {field.name for field in dataclasses.fields(spec.resources)}
     kept = dataclasses.replace(spec.resources, **{name: getattr(values, name) for name in new & fields})
-    if problems := [Problem("override", word, "be KEY=VALUE") for word in overrides if "=" not in word]:
-        raise SettingsError(problems)
-    told = [word for override in overrides for word in ("--resume_override", override)]
-    told += ["--accept_data_change", "true"] if accepts_data else []
-    spec = dataclasses.replace(spec, resources=kept, resume_args=tuple(told) or spec.resume_args)
+    spec = dataclasses.replace(_told(spec, overrides, accepts_data=accepts_data), resources=kept)
     lead_s = values.signal_lead_s or min(spec.signal_lead_s, default_lead_s(kept.time_min))
     spec = dataclasses.replace(spec, signal_lead_s=lead_s)
     if problems := list(spec.problems()):
         raise SettingsError(problems)
     return spec
+
+
+def _told(spec: JobSpec, overrides: Sequence[str], *, accepts_data: bool) -> JobSpec:
+    """The job with new values among its script's arguments, in place of old ones. What an earlier resume has changed
+    stays so."""
+    before = _pairs(spec.resume_args)
+    keys = [key for key in before.get("resume_override", "[]").strip("[]").split(", ") if key]
+    values = {key: before[key] for key in keys if key in before}
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
+            raise SettingsError(Problem("override", word, "be KEY=VALUE or KEY, with a setting of the trainer"))
+        keys += [] if key in keys else [key]
+        values |= {key: value} if equals else {}
+    if problems := list(secret_problems("override", list(values.values()))):
+        raise SettingsError(problems)
+    told = [word for key, value in values.items() for word in (f"--{key}", value)]
+    told += ["--resume_override", f"[{', '.join(keys)}]"] if keys else []
+    told += ["--accept_data_change", "true"] if accepts_data else []
+    return dataclasses.replace(spec, script_args=_without(spec.script_args, values), resume_args=tuple(told))
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    return {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def _without(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+    """`--name value` and `--name=value` taken out: each may be given once."""
+    kept: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        name, equals, _ = word.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") in names:
+            if not equals and remaining and not remaining[0].startswith("--"):
+                remaining.pop(0)
+            continue
+        kept.append(word)
+    return tuple(kept)

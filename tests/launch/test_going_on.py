@@ -112,7 +112,9 @@ def test_cancel_saves_and_nothing_follows_but_resume_does(launch: Launcher) -> N
     launch.wait_for(lambda: any(attempt == 1 for _, attempt in launch.trace()))
     assert launch.trace()[-1][0] > int(saved.name[5:])
     job = json.loads((launch.run_dir / "job.json").read_text())
-    assert job["resume_args"] == ["--resume_override", "learning_rate=0.1", "--accept_data_change", "true"]
+    assert job["resume_args"] == [
+        "--learning_rate", "0.1", "--resume_override", "[learning_rate]", "--accept_data_change", "true",
+    ]  # fmt: skip
     assert "x: RUNNING" in launch("status", "x").stdout
 
 
