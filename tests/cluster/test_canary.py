@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from lab_client import Lab
 
 from launch.spec import ROOT
@@ -38,6 +39,7 @@ def _command_lines() -> Iterator[bytes]:
                 continue
 
 
+@pytest.mark.soak
 def test_no_secret_is_written_anywhere(lab: Lab, tmp_path: Path) -> None:
     """Our trainer on two nodes, with TensorBoard, under umask 022; `launch submit`'s children too are looked at."""
     (tmp_path / "train.py").write_text(SCRIPT)

@@ -103,6 +103,7 @@ def test_stopped_and_failed_runs_go_on_and_nothing_is_done_twice(runs: Runs) -> 
     assert not {"signalled", "requeued", "chained", "stuck"} & set(left)
 
 
+@pytest.mark.soak
 def test_cancelled_runs_save_and_are_over_and_resume_goes_on(runs: Runs) -> None:
     """`scancel` of the job of a singleton chain: the state is saved within KillWait, and its successor goes as well."""
     job_id = runs.submit("x", "singleton", "--nodes", "2", PACE=0.2, STEPS=50, SAVE=1)

@@ -90,6 +90,7 @@ def test_a_failure_and_a_stop_are_gone_on_from(launch: Launcher) -> None:
     assert all((launch.run_dir / f"logs/{attempt}/rank-1.log").exists() for attempt in range(3))
 
 
+@pytest.mark.soak
 def test_no_progress_ends_the_chain(launch: Launcher) -> None:
     launch.submit(FAIL_AT=2, FAIL_CODE=12, PACE=0)
     waited = launch("wait", "x")
@@ -118,6 +119,7 @@ def test_cancel_saves_and_nothing_follows_but_resume_does(launch: Launcher) -> N
     assert "x: RUNNING" in launch("status", "x").stdout
 
 
+@pytest.mark.soak
 def test_of_twenty_resumes_one_wins(launch: Launcher) -> None:
     launch.submit(chain="none", FAIL_AT=2, FAIL_CODE=12, PACE=0)
     assert launch("wait", "x").returncode == 12
@@ -158,6 +160,7 @@ def test_an_orphaned_claim_is_taken_over(launch: Launcher) -> None:
     assert sorted(os.listdir(launch.run_dir / "claims")) == ["0.json", "1.json"]
 
 
+@pytest.mark.soak
 def test_a_killed_run_is_resumed(launch: Launcher) -> None:
     """SIGKILL of the supervisor: the agents save, as their parent is gone, and `resume` takes over."""
     launch.submit(PACE=0.1, STEPS=40)
