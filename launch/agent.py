@@ -22,16 +22,16 @@ from launch import network, processes
 from launch.attempts import earlier_jobs
 from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
 from launch.devices import has_gpu
-from launch.errors import HANG, KILLED, OK, STOPPED, TERMINATED, LaunchError, RendezvousError, reason_of
+from launch.errors import HANG, KILLED, OK, STOPPED, TERMINATED, LaunchError, reason_of
+from launch.meeting import Meeting
 from launch.outcome import exit_line, read_outcome
 from launch.rank import TAIL_LINES, error_in, read_tail
 from launch.records import make_directory, read_json, write_json, write_text
-from launch.rendezvous import Allocation, Rendezvous, allocation_from, candidate_ports
+from launch.rendezvous import Allocation, Rendezvous, allocation_from
 from launch.spec import JobSpec
 from launch.watch import NodeWatch
 from node_board import VARIABLE
 
-RENDEZVOUS_TIMEOUT_S = 60.0
 FAILED_GRACE_S = 3.5
 """From SIGTERM to the ranks until everything on the node is killed, where another node has failed: nothing can be saved
 then."""
@@ -86,7 +86,9 @@ class Agent:
         self._redirect_output()
         own_code, error = OK, None
         try:
-            rendezvous = self._rendezvous()
+            rendezvous = Meeting(
+                self.allocation, self.records, self.spec.executor, lambda: self.stop_signal is not None
+            ).hold()
             own_code = self._run_launcher(rendezvous)
         except LaunchError as failure:
             own_code, error = failure.exit_code, str(failure)
@@ -115,63 +117,6 @@ class Agent:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
-
-    # --- finding each other
-
-    def _rendezvous(self) -> Rendezvous:
-        path = self.records / "rendezvous.json"
-        host = self.allocation.hosts[self.node]
-        write_json(self.records / f"here-{self.node}.json", {"host": host, "pid": os.getpid(), "at": time.time()})
-        if self.node == 0:
-            self._await_all_nodes()
-            port = network.first_free_port(
-                candidate_ports(self.allocation.rendezvous_id, network.ephemeral_ports()),
-            )
-            write_json(path, {"address": self._address(), "port": port, "job_id": self.allocation.job_id})
-        meeting = self._published(path)
-        return Rendezvous(
-            self.allocation.rendezvous_id,
-            meeting["address"],
-            str(meeting["port"]),
-            self.node,
-            self.allocation.hosts,
-        )
-
-    def _await_all_nodes(self) -> None:
-        """Node 0 offers an address only when all are there: whoever starts alone would wait for the others for long."""
-        deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
-        hosts = self.allocation.hosts
-        while self.stop_signal is None:
-            present = set(os.listdir(self.records))
-            missing = [host for index, host in enumerate(hosts) if f"here-{index}.json" not in present]
-            if not missing:
-                return
-            if time.monotonic() > deadline:
-                shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-                raise RendezvousError(
-                    f"{len(hosts) - len(missing)} of {len(hosts)} nodes after {RENDEZVOUS_TIMEOUT_S:.0f} s: missing "
-                    f"{shown}. Look there whether Python starts and the run directory's disk is mounted."
-                )
-            time.sleep(_POLL_S)
-
-    def _address(self) -> str:
-        if self.spec.executor == "local" or len(self.allocation.hosts) == 1:
-            return "127.0.0.1"
-        return network.published_address(self.allocation.hosts)
-
-    def _published(self, path: Path) -> dict[str, Any]:
-        deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S + PEER_RECORDS_S  # node 0 says first who is missing
-        while time.monotonic() < deadline and self.stop_signal is None:
-            os.listdir(path.parent)  # makes NFS look again
-            if (meeting := read_json(path)) is not None:
-                return meeting
-            time.sleep(_POLL_S)
-        if self.stop_signal is not None:
-            raise RendezvousError("stopped while waiting for the other nodes.")
-        raise RendezvousError(
-            f"{path} did not appear within {RENDEZVOUS_TIMEOUT_S:.0f} s; node 0 ({self.allocation.hosts[0]}) must "
-            "write it. Look at its log, and whether both nodes share the run directory's disk."
-        )
 
     # --- the launcher
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from launch import places
 from launch import spec as specs
 from launch.chain import Chain
-from launch.claims import latest_claim
-from launch.env_file import read_env_file
-from launch.errors import LaunchError
 from launch.secret_values import secret_problems
-from launch.spec import ROOT, JobSpec, Resources, Watchdog
+from launch.spec import JobSpec, Resources, Watchdog
 from strict_settings import Problem, SettingsError, Source, at_least, build, parse_command_line, read_yaml
 from strict_settings import with_suggestion as suggestion
 
@@ -259,7 +257,7 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         signal_lead_s=settings.signal_lead_s or default_lead_s(settings.time_min),
         env_file=None if settings.env_file is None else os.path.abspath(working_dir / settings.env_file),
     )
-    if problems := [*job.problems(), *_file_problems(job, settings), *_directory_problems(run_dir)]:
+    if problems := [*job.problems(), *places.file_problems(job, settings.zero), *places.directory_problems(run_dir)]:
         raise SettingsError(problems)
     return job
 
@@ -282,14 +280,10 @@ def _script_args(draft: Draft, run_dir: Path) -> tuple[str, ...]:
     if settings.script is None:
         words += ["--config", os.path.abspath(draft.config or specs.QUICKSTART_CONFIG), "--output_dir", str(run_dir)]
     if settings.zero is not None:
-        words += ["--deepspeed", str(_zero_file(settings.zero))]
+        words += ["--deepspeed", str(places.zero_file(settings.zero))]
     if settings.fsdp:
         words += ["--fsdp", "true"]
     return (*words, *draft.script_args)
-
-
-def _zero_file(stage: int) -> Path:
-    return ROOT / "ds_configs" / f"zero{stage}.json"
 
 
 def _run_directory(draft: Draft, working_dir: Path) -> tuple[Path, str]:
@@ -312,41 +306,3 @@ def _run_directory(draft: Draft, working_dir: Path) -> tuple[Path, str]:
         number += 1
         name = f"{base}-{number}"
     return runs / name, name
-
-
-def _file_problems(job: JobSpec, settings: LaunchSettings) -> Iterator[Problem]:
-    if not Path(job.script).is_file():
-        yield Problem("script", job.script, "be a file", "Give --script PATH.")
-    if settings.zero is not None and not _zero_file(settings.zero).is_file():
-        yield Problem("zero", settings.zero, f"have the file {_zero_file(settings.zero)}")
-    if job.env_file is not None:
-        try:
-            read_env_file(Path(job.env_file))
-        except LaunchError as error:
-            yield Problem("env_file", job.env_file, "be a file of secrets that only you can read", str(error))
-    if job.executor == "slurm" and not Path(job.python).is_absolute():
-        yield Problem("python", job.python, "be an absolute path", "It must be the same on every node.")
-
-
-def _directory_problems(run_dir: Path) -> Iterator[Problem]:
-    claim = latest_claim(run_dir)
-    is_abandoned = claim is not None and claim.job_id is None and claim.submitter_lives() is False
-    if (run_dir / "job.json").exists() and not is_abandoned:
-        holder = "" if claim is None else f"It belongs to {claim.holder}. "
-        remedy = f"{holder}`python -m launch status {run_dir.name}` shows it. Choose another --name."
-        yield Problem("the run directory", str(run_dir), "not hold a submission already", remedy)
-        return
-    existing = run_dir
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        yield Problem("the run directory", str(run_dir), f"be below directories; {existing} is a file")
-        return
-    try:
-        # Only trying it tells the truth, to root and on network disks too.
-        probe = existing / f".cleansft-{os.getpid()}"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        rule = f"be writable; in {existing} it is not ({error.strerror})"
-        yield Problem("the run directory", str(run_dir), rule, "Choose another launch.runs_dir.")

@@ -69,7 +69,7 @@ LAYERS = {
         "__init__ errors records processes devices",
         "chain claims env_file network memory_limit outcome rendezvous options hang secret_values",
         "attempts spec",
-        "rank watchdog",
+        "rank watchdog places meeting",
         "settings command runs watch",
         "script agent logs report local jobs",
         "cluster",
