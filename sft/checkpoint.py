@@ -143,14 +143,14 @@ class Checkpoints:
                     engine.write_piece(piece, files.read(piece))
         engine.weights_changed()
 
-    def begin(self, engine: Engine, step: int, num_saves: int) -> None:
+    def begin(self, engine: Engine, step: int, num_at_once: int) -> None:
         """Makes the folder ready for a run from `step`: sets later checkpoints aside, and sees that there is room for
         those to come.
 
         Args:
             engine: with its parameters.
             step: from which the run goes on.
-            num_saves: checkpoints that it will write, as far as is known.
+            num_at_once: checkpoints that there will be at most at a time, with the one that is being written.
 
         Raises:
             StorageError: there is no room, with both figures; or the folder cannot be written.
@@ -161,18 +161,16 @@ class Checkpoints:
             if self._world.is_main:
                 for path in commit.set_aside(self.folder, step, str(self._token)):
                     self._say(f"{path.name} is of a later step, or damaged; it goes with the next checkpoint.")
-                self._require_room(4 * int(num_elements), num_saves)
+                self._require_room(4 * int(num_elements), num_at_once)
 
-    def _require_room(self, num_bytes: int, num_saves: int) -> None:
-        # One more than are kept while it is written, and the best one.
-        num_at_once = min(num_saves, self._keep + 2)
+    def _require_room(self, num_bytes: int, num_at_once: int) -> None:
         needed = max(num_at_once - len(commit.checkpoints_in(self.folder)), min(num_at_once, 1)) * num_bytes
         status = os.statvfs(self.folder.parent)
         free = status.f_bavail * status.f_frsize
         if needed > free:
             raise StorageError(
-                f"{self.folder} has {free / 1e6:,.0f} MB free; {num_at_once} checkpoints of {num_bytes / 1e6:,.0f} MB "
-                f"need {needed / 1e6:,.0f} MB more. Free space there, or lower save_total_limit."
+                f"{self.folder} has {free / 1e6:,.1f} MB free; {num_at_once} checkpoints of {num_bytes / 1e6:,.1f} MB "
+                f"need {needed / 1e6:,.1f} MB more. Free space there, or lower save_total_limit."
             )
 
     def save(self, engine: Engine, state: RunState) -> None:

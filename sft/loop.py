@@ -102,10 +102,12 @@ class Plan:
             **{name: getattr(args, name) for name in names},
         }
 
-    def num_saves(self, args: Args, step: int) -> int:
-        """Checkpoints that a run from `step` writes, as far as is known before."""
-        periodic = self.num_steps // args.save_steps - step // args.save_steps if args.save_steps else 0
-        return periodic or int(args.load_best_model_at_end)
+    def num_checkpoints_at_once(self, args: Args, step: int) -> int:
+        """Checkpoints of a run from `step` that are there at most at a time: those that are kept, the best one, and the
+        one that is being written; as far as is known before."""
+        has_best = args.eval_file is not None
+        num_saves = self.num_steps // args.save_steps - step // args.save_steps if args.save_steps else 0
+        return min(num_saves + args.load_best_model_at_end, args.save_total_limit + has_best + 1)
 
 
 def train(

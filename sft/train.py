@@ -206,7 +206,7 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     )
     found = checkpoints.find(args.resume_from_checkpoint)
     state = checkpoints.load(found, engine) if found is not None else RunState()
-    checkpoints.begin(engine, state.step, plan.num_saves(args, state.step))
+    checkpoints.begin(engine, state.step, plan.num_checkpoints_at_once(args, state.step))
     if world.is_main:
         write_json(output_dir / "arguments.json", args.to_json())  # only now: nothing is left to be refused
     _say(world, _description(args, plan, world))

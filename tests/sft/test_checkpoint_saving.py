@@ -144,9 +144,9 @@ def test_room_is_looked_for_before_the_first_step(checkpoints: Checkpoints, monk
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3 * one - 1, f_frsize=1))
     checkpoints.begin(engine, 0, 2)
     with pytest.raises(
-        StorageError, match=r"has 0 MB free; 3 checkpoints of 0 MB need 0 MB more\. Free space there"
+        StorageError, match=r"has 0\.1 MB free; 4 checkpoints of 0\.0 MB need 0\.1 MB more\. Free space there"
     ) as e:
-        checkpoints.begin(engine, 0, 9)
+        checkpoints.begin(engine, 0, 4)
     assert e.value.exit_code == 13
     checkpoints.begin(engine, 0, 0)
 
