@@ -32,6 +32,10 @@ from sft.pieces import KINDS, PartFiles, Piece, TensorKind, file_chunks, share_s
 from sft.storage import Written, storage_errors
 from sft.world import World
 
+SAVE_POINTS = ("save_copied", "save_part", "save_part_written", "save_commit", "save_committed")
+"""Where a save is: values copied, by the training itself; before and after this rank's part, by its thread; before and
+after the checkpoint appears, by rank 0's thread."""
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -61,7 +65,7 @@ class Checkpoints:
         *,
         fence: Fence | None,
         cursor: Callable[[int], tuple[int, int]],
-        before_commit: Callable[[], None] = lambda: None,
+        at: Callable[[str, int], None] = lambda point, step: None,
         say: Callable[[str], None] = print,
         timeout_s: float = 1800.0,
     ) -> None:
@@ -73,7 +77,7 @@ class Checkpoints:
             keep: the newest ones to keep; the best one is kept beside them.
             fence: on rank 0, its right to write there.
             cursor: the step → (epochs that are over, rows of this epoch that were trained).
-            before_commit: called by a thread of rank 0 before a checkpoint appears: brings the log to the disk.
+            at: called with each of `SAVE_POINTS` that a save comes to, and its step.
             say: for people, on rank 0.
             timeout_s: how long parts of other ranks are waited for.
         """
@@ -83,7 +87,7 @@ class Checkpoints:
         self._keep = keep
         self._fence = fence
         self._cursor = cursor
-        self._before_commit = before_commit
+        self._at = at
         self._say = say if world.is_main else lambda _: None
         self._timeout_s = timeout_s
         self._token = int(told_by_main(world, fence.token if fence is not None else 0))
@@ -186,6 +190,7 @@ class Checkpoints:
             return
         self._copy(engine)
         self._state, self._saved_step = state, state.step
+        self._at("save_copied", state.step)
         self._start()
 
     @torch.no_grad()
@@ -207,6 +212,7 @@ class Checkpoints:
             commit.temporary_path(self.folder, self._state.step, f"{self._token}-{self._num_writes}"),
             self._world.rank,
             partial(file_chunks, self._pieces, self._values),
+            at=lambda point, step=self._state.step: self._at(point, step),  # type: ignore[misc]
             num_parts=self._world.size,
             commits=self._commit if self._world.is_main else None,
             timeout_s=self._timeout_s,
@@ -221,8 +227,9 @@ class Checkpoints:
         state, identity = dataclasses.asdict(self._state), self._identity.to_json()
         step, writer = self._state.step, str(self._fence.holder)
         manifest = Manifest(step, epoch, position, self._world.size, self._token, writer, state, identity, files)
-        self._before_commit()
+        self._at("save_commit", step)
         commit.commit(self._writing.temporary, manifest, self._fence.check)
+        self._at("save_committed", step)
         try:
             commit.prune(self.folder, self._keep, self._state.best_step)
         except OSError as error:

@@ -30,6 +30,7 @@ class CheckpointWrite(threading.Thread):
         chunks: Callable[[], Iterable[bytes | memoryview]],
         *,
         num_parts: int,
+        at: Callable[[str], None] = lambda point: None,
         commits: Callable[[Mapping[str, Written]], None] | None,
         timeout_s: float,
     ) -> None:
@@ -39,6 +40,7 @@ class CheckpointWrite(threading.Thread):
             rank: of this part.
             chunks: gives this rank's file.
             num_parts: of all ranks.
+            at: called before and after the writing of this part, with the point's name.
             commits: on rank 0, what is done with all parts.
             timeout_s: how long rank 0 waits for the others' parts.
         """
@@ -53,6 +55,7 @@ class CheckpointWrite(threading.Thread):
         self._rank = rank
         self._chunks = chunks
         self._num_parts = num_parts
+        self._at = at
         self._commits = commits
         self._timeout_s = timeout_s
 
@@ -60,7 +63,9 @@ class CheckpointWrite(threading.Thread):
         """The thread."""
         try:
             with storage_errors(self.temporary):
+                self._at("save_part")
                 self._write_part()
+                self._at("save_part_written")
         except BaseException as error:  # told to all ranks by those who wait
             self.part_error = error
         self.part_done.set()

@@ -201,7 +201,7 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
         args.save_total_limit,
         fence=fence,
         cursor=plan.cursor,
-        before_commit=history.keep,
+        at=lambda point, step: history.keep() if point == "save_commit" else None,
         timeout_s=args.ddp_timeout,
     )
     found = checkpoints.find(args.resume_from_checkpoint)

@@ -15,7 +15,7 @@ import torch
 from crash_points import FakeEngine, checkpoints_of, held
 from safetensors.torch import load_file, save_file
 
-from sft.checkpoint import Checkpoints, RunState
+from sft.checkpoint import SAVE_POINTS, Checkpoints, RunState
 from sft.checkpoint_write import CheckpointWrite, part_name
 from sft.commit import checkpoints_in
 from sft.errors import CheckpointError, NonFiniteError, StorageError
@@ -62,6 +62,32 @@ def test_what_is_saved_is_what_was_when_save_was_called(checkpoints: Checkpoints
     assert all(tensor.tolist() == [4.0] * 700 for tensor in tensors.values())
     manifest = Manifest.read(path / MANIFEST)
     assert (manifest.step, manifest.epoch, manifest.position, manifest.token) == (4, 0, 4, 1)
+
+
+def test_each_point_of_a_save_is_told(checkpoints: Checkpoints) -> None:
+    told: list[tuple[str, int]] = []
+    checkpoints._at = lambda point, step: told.append((point, step))
+    checkpoints.save(FakeEngine(3), RunState(step=3))
+    checkpoints.finish()
+    assert {point for point, _ in told} == set(SAVE_POINTS)
+    assert told[-2:] == [("save_commit", 3), ("save_committed", 3)]
+
+
+def test_an_error_at_a_point_is_told_by_the_next_save(checkpoints: Checkpoints) -> None:
+    def full(point: str, step: int) -> None:
+        if (point, step) == ("save_commit", 3):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if (point, step) == ("save_part", 5):
+            raise RuntimeError("a mistake of ours")
+
+    checkpoints._at = full
+    checkpoints.save(FakeEngine(3), RunState(step=3))
+    checkpoints.save(FakeEngine(4), RunState(step=4))
+    checkpoints.save(FakeEngine(5), RunState(step=5))
+    assert names(checkpoints.folder) == ["step-00000004"]
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        checkpoints.finish()
+    assert names(checkpoints.folder) == ["step-00000004"]
 
 
 def test_a_step_is_saved_once(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
