@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft.config import Args
 from sft.errors import ChangedError
+from sft.masks.tokens import TokenizerParts
 from strict_settings import Problem, SettingsError
 
 FOLLOW_FROM_DATA = ("num_documents", "num_steps")
@@ -26,6 +29,23 @@ class Identity:
     """Keys of both that may differ (`resume_override`)."""
     accepts_data_change: bool = False
     """`accept_data_change`."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], content_hash: str | None, parts: TokenizerParts, args: Args) -> Identity:
+        """
+        Args:
+            settings: what must be the same.
+            content_hash: of the training data.
+            parts: tokenizer and chat template.
+            args: what may differ.
+        """
+        tokenizer = repr((parts.json, parts.added, parts.special_tokens))
+        hashes = {
+            "data": str(content_hash),
+            "chat_template": hashlib.sha256(parts.template.encode()).hexdigest(),
+            "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+        }
+        return cls(settings, hashes, frozenset(args.resume_override), args.accept_data_change)
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest of a checkpoint has it."""

@@ -6,15 +6,13 @@ after the settings have been checked: a typing mistake is told in a tenth of a s
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import hashlib
 import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,12 +28,9 @@ from sft.heartbeat import Heartbeat
 from strict_settings import SettingsError
 
 if TYPE_CHECKING:
-    from sft.checkpoint import RunState
     from sft.dataset import ConversationDataset
     from sft.engine import Engine
     from sft.fence import Fence
-    from sft.identity import Identity
-    from sft.loop import Plan
     from sft.masking import Masker
     from sft.model import BuiltModel
     from sft.world import World
@@ -170,17 +165,20 @@ def train_with(args: Args, heartbeat: Heartbeat | None = None) -> None:
 
 def train_in_world(args: Args, world: World) -> None:
     """The whole run in a process group that is there already."""
-    with _output_dir(args, world) as (output_dir, fence):
+    from sft.output_dir import held_output_dir
+
+    with held_output_dir(Path(args.output_dir), os.environ, world) as (output_dir, fence):
         _train_into(output_dir, fence, args, world)
 
 
 def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World) -> None:
-    from sft.checkpoint import Checkpoints, RunState
     from sft.export import export_model
     from sft.history import History
+    from sft.identity import Identity
     from sft.loop import Plan, train
     from sft.masking import Masker, MaskOptions
-    from sft.storage import write_json
+    from sft.resuming import checkpoints_of, resumed
+    from sft.run_summary import summary
     from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
 
     tokenizer = build_tokenizer(args)
@@ -194,25 +192,9 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     is_tensorboard = args.report_to == "tensorboard"
     check = fence.check if fence is not None else (lambda: None)
     history = History(output_dir, plan.num_steps, is_main=world.is_main, tensorboard=is_tensorboard, check=check)
-    checkpoints = Checkpoints(
-        output_dir / "checkpoints",
-        world,
-        _identity(args, plan, train_data, masker),
-        args.save_total_limit,
-        fence=fence,
-        cursor=plan.cursor,
-        at=lambda point, step: history.keep() if point == "save_commit" else None,
-        timeout_s=args.ddp_timeout,
-    )
-    found = checkpoints.find(args.resume_from_checkpoint)
-    state = checkpoints.load(found, engine) if found is not None else RunState()
-    checkpoints.begin(engine, state.step, plan.num_checkpoints_at_once(args, state.step))
-    if world.is_main:
-        write_json(output_dir / "arguments.json", args.to_json())  # only now: nothing is left to be refused
-    _say(world, _description(args, plan, world))
-    if found is not None:
-        epoch, position = plan.cursor(state.step)
-        _say(world, f"resuming from {found}: after step {state.step}, {position} rows into epoch {epoch + 1}")
+    identity = Identity.of(plan.settings(args), train_data.content_hash, masker.parts, args)
+    checkpoints = checkpoints_of(output_dir, fence, identity, history, args, plan, world)
+    state = resumed(checkpoints, engine, output_dir, args, plan, world)
 
     with history, closing(checkpoints):
         history.start(state.step)
@@ -223,45 +205,9 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
             checkpoints.load_weights(checkpoints.path(state.best_step), engine)
         checkpoints.require_fence()
         export_model(engine, tokenizer, output_dir, world, built.save_dtype, merge_adapters=args.lora.merge)
-        history.log_summary(_summary(state, history.records))
+        history.log_summary(summary(state, history.records))
     world.barrier()
     _say(world, f"model: {output_dir}")
-
-
-def _identity(args: Args, plan: Plan, data: ConversationDataset, masker: Masker) -> Identity:
-    from sft.identity import Identity
-
-    parts = masker.parts
-    hashes = {
-        "data": str(data.content_hash),
-        "chat_template": hashlib.sha256(parts.template.encode()).hexdigest(),
-        "tokenizer": hashlib.sha256(repr((parts.json, parts.added, parts.special_tokens)).encode()).hexdigest(),
-    }
-    return Identity(plan.settings(args), hashes, frozenset(args.resume_override), args.accept_data_change)
-
-
-@contextmanager
-def _output_dir(args: Args, world: World) -> Iterator[tuple[Path, Fence | None]]:
-    """The output directory, held by rank 0. Of a run that is refused it leaves nothing behind, unless it was there
-    before."""
-    from sft.agreement import together
-    from sft.fence import take
-    from sft.storage import storage_errors
-
-    output_dir = Path(args.output_dir)
-    fence = None
-    with together(world):
-        if world.is_main:
-            with storage_errors(output_dir):
-                output_dir.mkdir(parents=True, exist_ok=True)
-            fence = take(output_dir, Holder.this_process(os.environ), ended_jobs=ended_jobs(os.environ))
-    try:
-        yield output_dir, fence
-    finally:
-        if fence is not None:
-            fence.release()
-            with contextlib.suppress(OSError):  # it holds something
-                output_dir.rmdir()
 
 
 def _dataset(
@@ -349,34 +295,6 @@ def _keep_random_base(args: Args, built: BuiltModel, tokenizer: Any, output_dir:
     folder = output_dir / "base_model"
     built.model.peft_config["default"].base_model_name_or_path = str(folder.resolve())
     export_base_model(built.model, tokenizer, folder, world, built.save_dtype)
-
-
-def _description(args: Args, plan: Plan, world: World) -> str:
-    """The batch arithmetic, before the first step."""
-    engine = f"DeepSpeed {args.deepspeed}" if args.deepspeed else "FSDP2" if args.fsdp else "torch"
-    accumulation = args.accumulation_steps(world.size)
-    rows = f"packed rows of {args.max_length} tokens" if args.packing else "conversations"
-    groups = f" in {world.data_size} sequence group(s)" if world.sequence.size > 1 else ""
-    return (
-        f"{world.size} process(es){groups} × "
-        f"{args.per_device_train_batch_size} {rows} × {accumulation} accumulation = "
-        f"{plan.rows_per_step} per step; {plan.num_documents} documents, {plan.steps_per_epoch} steps per epoch, "
-        f"{plan.num_steps} steps; {engine} on {world.device.type}, peak learning rate {args.peak_learning_rate:g}"
-    )
-
-
-def _summary(state: RunState, records: list[dict[str, Any]]) -> dict[str, Any]:
-    losses = [record["loss"] for record in records if record["type"] == "train"]
-    return {
-        "step": state.step,
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
-        "best_eval_loss": state.best_eval_loss,
-        "num_tokens": state.num_tokens,
-        "num_trained_tokens": state.num_trained_tokens,
-        "tokens_per_s": state.num_tokens / state.elapsed_s if state.elapsed_s else None,
-        "elapsed_s": state.elapsed_s,
-    }
 
 
 def _say(world: World, text: str) -> None:

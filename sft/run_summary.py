@@ -1,0 +1,39 @@
+"""What a run says of itself: its arithmetic before the first step, and its figures after the last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sft.checkpoint import RunState
+from sft.config import Args
+from sft.loop import Plan
+from sft.world import World
+
+
+def description(args: Args, plan: Plan, world: World) -> str:
+    """The batch arithmetic, before the first step."""
+    engine = f"DeepSpeed {args.deepspeed}" if args.deepspeed else "FSDP2" if args.fsdp else "torch"
+    accumulation = args.accumulation_steps(world.size)
+    rows = f"packed rows of {args.max_length} tokens" if args.packing else "conversations"
+    groups = f" in {world.data_size} sequence group(s)" if world.sequence.size > 1 else ""
+    return (
+        f"{world.size} process(es){groups} × "
+        f"{args.per_device_train_batch_size} {rows} × {accumulation} accumulation = "
+        f"{plan.rows_per_step} per step; {plan.num_documents} documents, {plan.steps_per_epoch} steps per epoch, "
+        f"{plan.num_steps} steps; {engine} on {world.device.type}, peak learning rate {args.peak_learning_rate:g}"
+    )
+
+
+def summary(state: RunState, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last record of a run."""
+    losses = [record["loss"] for record in records if record["type"] == "train"]
+    return {
+        "step": state.step,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "best_eval_loss": state.best_eval_loss,
+        "num_tokens": state.num_tokens,
+        "num_trained_tokens": state.num_trained_tokens,
+        "tokens_per_s": state.num_tokens / state.elapsed_s if state.elapsed_s else None,
+        "elapsed_s": state.elapsed_s,
+    }
