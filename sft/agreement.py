@@ -5,35 +5,39 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from sft.errors import FencedError, NonFiniteError, PeerError, StorageError
+from sft.errors import FencedError, LostPeerError, NonFiniteError, StorageError
 from sft.world import World
 
-_KINDS = (NonFiniteError, FencedError, StorageError, BaseException)
-"""Worst first."""
+KINDS = (NonFiniteError, FencedError, StorageError, BaseException)
+"""Kinds of errors, worst first."""
 
 
-def agreed(world: World, error: BaseException | None) -> BaseException | None:
-    """The error of any rank, on every rank (a collective): its own one, or one of the same kind that points to another
-    rank. The worst one where ranks have several."""
-    own = next((number for number, kind in enumerate(_KINDS) if isinstance(error, kind)), None)
-    counts = world.sum(*(float(number == own) for number in range(len(_KINDS))))
-    worst = next((number for number, count in enumerate(counts) if count), None)
-    if worst is None or worst == own:
-        return error
-    kind = _KINDS[worst] if worst < len(_KINDS) - 1 else PeerError
-    return kind("another rank has an error, and says which; this one ends with it.")
+def worst_kind(world: World, error: BaseException | None) -> type[BaseException] | None:
+    """The kind of the worst error that any rank has, the same on every rank (a collective); None if none has one."""
+    own = next((number for number, kind in enumerate(KINDS) if isinstance(error, kind)), None)
+    counts = world.sum(*(float(number == own) for number in range(len(KINDS))))
+    return next((kind for kind, count in zip(KINDS, counts, strict=True) if count), None)
+
+
+def own_or_peers(error: BaseException | None) -> BaseException:
+    """What a rank raises when any has an error: its own one, or that another rank has one."""
+    return error or LostPeerError("another rank has an error, and says which; this one ends with it.")
 
 
 @contextlib.contextmanager
 def together(world: World) -> Iterator[None]:
-    """Raises on every rank if the body raises on one; the body holds no collective (its end is one)."""
+    """Raises on every rank if the body raises on one; the body holds no collective (its end is one).
+
+    Raises:
+        LostPeerError: on the ranks where the body went well.
+    """
     error: BaseException | None = None
     try:
         yield
     except Exception as found:
         error = found
-    if (found_anywhere := agreed(world, error)) is not None:
-        raise found_anywhere
+    if worst_kind(world, error) is not None:
+        raise own_or_peers(error)
 
 
 def told_by_main(world: World, number: float) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sft import commit
-from sft.agreement import agreed, together, told_by_main
+from sft.agreement import own_or_peers, together, told_by_main, worst_kind
 from sft.checkpoint_search import find_checkpoint, problems_of
 from sft.checkpoint_write import CheckpointWrite
 from sft.engine import Engine
@@ -268,13 +268,14 @@ class Checkpoints:
         if writing is None:
             return
         writing.part_done.wait()
-        error = agreed(self._world, writing.part_error)
-        if error is not None:
+        worst, own = worst_kind(self._world, writing.part_error), writing.part_error
+        if worst is not None:
             writing.give_up.set()
         writing.join()
         self._writing = None
-        error = error or agreed(self._world, writing.commit_error)
-        if error is None:
+        if worst is None:
+            worst, own = worst_kind(self._world, writing.commit_error), writing.commit_error
+        if worst is None:
             self._num_failures = 0
             self._world.heartbeat.checkpointed(self._state.step)
             return
@@ -282,6 +283,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 commit.remove(writing.temporary)
         self._num_failures += 1
-        if not isinstance(error, StorageError) or self._num_failures > 1:
-            raise error
-        self._say(f"warning: {error} The checkpoint of step {self._state.step} is not written; it is tried once more.")
+        if worst is not StorageError or self._num_failures > 1:
+            raise own_or_peers(own)
+        told = own or "Another rank could not write its part."
+        self._say(f"warning: {told} The checkpoint of step {self._state.step} is not written; it is tried once more.")

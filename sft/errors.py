@@ -19,12 +19,6 @@ class MaskError(DataError):
     """A conversation whose trained part cannot be proven, or that the chat template does not render."""
 
 
-class PeerError(SftError):
-    """A rank that ends because another one does, which says why."""
-
-    exit_code = 11
-
-
 class StorageError(SftError):
     """The disk or the run directory does not take what is to be written."""
 
@@ -56,7 +50,7 @@ class StoppedError(SftError):
 
 
 class LostPeerError(SftError):
-    """A rank without which the others cannot go on is gone."""
+    """A rank without which the others cannot go on is gone, or has an error that it tells itself."""
 
     exit_code = 11
 
