@@ -108,7 +108,10 @@ def parse_partitions(text: str) -> dict[str, Partition]:
 
 def kill_wait_s() -> float | None:
     """Slurm's KillWait: from its SIGTERM to its SIGKILL; None where it can't be read."""
-    result = jobs.command("scontrol", "show", "config")
+    try:
+        result = jobs.command("scontrol", "show", "config")
+    except LaunchError:
+        return None
     found = re.search(r"^KillWait\s*=\s*(\d+)", result.stdout, re.MULTILINE)
     return float(found[1]) if found else None
 
