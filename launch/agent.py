@@ -181,9 +181,10 @@ class Agent:
             processes.send(living, signal.SIGTERM)
         began, urgent_at = time.monotonic(), None
         while any(processes.start_ticks(pid) for pid in living):
-            if urgent_at is None and self.stop_signal in _URGENT:
-                urgent_at = time.monotonic()
             watch.look()
+            # Slurm sends a job that it preempts SIGTERM at once, and again, to the batch script too, after its GraceTime.
+            if urgent_at is None and self.stop_signal in _URGENT and watch.requested_stop != "signal":
+                urgent_at = time.monotonic()
             is_over = time.monotonic() > self._deadline(began, urgent_at, fails=fails)
             if is_over or not watch.moves() or (not fails and watch.is_failing_elsewhere()):
                 print(f"node {self.node} ends ranks that have not stopped after {time.monotonic() - began:.1f} s")
