@@ -143,6 +143,7 @@ class Checkpoints:
         with together(self._world):
             files = PartFiles([path / name for name in sorted(manifest.files)])
             for piece in engine.pieces():
+                self._world.heartbeat.again()
                 if piece.kind in kinds:
                     engine.write_piece(piece, files.read(piece))
         engine.weights_changed()
@@ -201,6 +202,7 @@ class Checkpoints:
         if self._values is None:
             self._values = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=is_cuda)
         for piece, own in zip(self._pieces, torch.split(self._values, sizes), strict=True):
+            self._world.heartbeat.again()
             own.copy_(engine.read_piece(piece)[piece.share], non_blocking=True)
         if is_cuda:
             torch.cuda.current_stream().synchronize()
