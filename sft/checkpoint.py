@@ -231,6 +231,7 @@ class Checkpoints:
         manifest = Manifest(step, epoch, position, self._world.size, self._token, writer, state, identity, files)
         self._at("save_commit", step)
         commit.commit(self._writing.temporary, manifest, self._fence.check)
+        self._world.heartbeat.checkpointed(step)
         self._at("save_committed", step)
         try:
             commit.prune(self.folder, self._keep, self._state.best_step)

@@ -172,6 +172,7 @@ def train(
         if stops or (args.save_steps and step % args.save_steps == 0) or (is_best and args.load_best_model_at_end):
             save(checkpoints, engine, state, world)
         if stops:
+            heartbeat.beat("checkpoint", step)
             checkpoints.finish()
             raise StoppedError(stopped_message(state, plan, checkpoints, heartbeat.stop_reason))
         if args.early_stopping_patience and state.num_evals_since_best >= args.early_stopping_patience:

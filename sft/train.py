@@ -199,8 +199,8 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     with history, closing(checkpoints):
         history.start(state.step)
         state = train(engine, train_data, eval_data, args, plan, world, history, checkpoints, state)
-        checkpoints.finish()
         world.heartbeat.beat("end", state.step)
+        checkpoints.finish()
         if args.load_best_model_at_end and state.best_step is not None and state.best_step != state.step:
             checkpoints.load_weights(checkpoints.path(state.best_step), engine)
         checkpoints.require_fence()
