@@ -88,6 +88,7 @@ class ConversationDataset(Sequence[Document]):
             if not part.counts["rows"]:
                 raise DataError(f"{source.name}: the file holds no row. Name a file with at least one conversation.")
         made._start(prepared, encoding.masker.pad_token_id, encoding.max_length, bad_rows or BadRows())
+        made._names = [source.name for source in sources]
         parts = [[cache.content(source), source.columns, source.max_rows, times] for source, times in sources.items()]
         made.content_hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return made
@@ -96,6 +97,7 @@ class ConversationDataset(Sequence[Document]):
         self, prepared: Sequence[tuple[Encoded, float]], pad_token_id: int, max_length: int, bad_rows: BadRows
     ) -> None:
         self._pad_token_id = pad_token_id
+        self._names = ["the data"] * len(prepared)
         self._parts = [(part.columns, *_repeats(len(part.columns), times)) for part, times in prepared]
         self._starts = np.cumsum([0, *(_num_seen(part) for part in self._parts)])
         self.counts: Counter[str] = sum((part.counts for part, _ in prepared), Counter())
@@ -112,13 +114,23 @@ class ConversationDataset(Sequence[Document]):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Document:  # type: ignore[override]
+        number, position = self._locate(index)
+        return self._parts[number][0][position]
+
+    def place(self, index: int) -> str:
+        """Where a document comes from, for messages: `row 17 of train.jsonl`, counted from 1, blank lines left out."""
+        number, position = self._locate(index)
+        return f"row {int(self._parts[number][0].rows[position]) + 1} of {self._names[number]}"
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """(number of the source, position of the document in it)."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         columns, whole, extra = self._parts[number]
         position = index - int(self._starts[number])
         is_whole = position < whole * len(columns)
-        return columns[position % len(columns) if is_whole else int(extra[position - whole * len(columns)])]
+        return number, position % len(columns) if is_whole else int(extra[position - whole * len(columns)])
 
     @property
     def lengths(self) -> NDArray[np.int32]:

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sft.bad_step import origin
 from sft.batching import Batch, collate_flat, collate_packed
 from sft.checkpoint import Checkpoints, RunState
 from sft.config import Args
 from sft.dataset import ConversationDataset
 from sft.engine import Engine, require_finite
-from sft.errors import StoppedError
+from sft.errors import NonFiniteError, StoppedError
+from sft.evaluation import after_evaluation, evaluate
 from sft.faults import fault_at
 from sft.history import History
 from sft.metering import Meter
@@ -37,9 +39,6 @@ from sft.profiling import profiled
 from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches, steps_per_epoch
 from sft.world import StepTotals, World
-
-BATCHES_BETWEEN_QUESTIONS = 8
-"""How many batches of an evaluation pass before the ranks ask each other again whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,8 @@ class StepData:
     """Tokens that this rank computes, with padding."""
     own_squares: int
     """Sum of the squared lengths of the documents that it computes, by which attention grows."""
+    documents: list[list[int]]
+    """Those of each of this rank's micro-batches, by their numbers."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def train(
             data = next(upcoming)
         seed_dropout(args.seed, step, world.rank)
         learning_rate = learning_rate_at(step, plan.num_steps, args)
-        loss, grad_norm = optimizer_step(engine, data, totals, learning_rate, step, world)
+        loss, grad_norm = optimizer_step(engine, data, totals, learning_rate, step, world, train_data)
 
         meter.step(data.num_tokens, data.num_trained_tokens, data.own_slots, data.own_squares)
         state = replace(
@@ -181,27 +182,46 @@ def train(
 
 
 def optimizer_step(
-    engine: Engine, data: StepData, totals: StepTotals, learning_rate: float, step: int, world: World
+    engine: Engine,
+    data: StepData,
+    totals: StepTotals,
+    learning_rate: float,
+    step: int,
+    world: World,
+    train_data: ConversationDataset,
 ) -> tuple[float, float]:
-    """One optimizer step; (its loss, the gradient's norm)."""
-    loss_sum = torch.zeros((), device=world.device)
+    """One optimizer step; (its loss, the gradient's norm).
+
+    Raises:
+        NonFiniteError: one of them is no number; it names the rows that it came from.
+    """
+    with engine.timer("data"):
+        fault_at("data", step, world.rank)
+    losses = []
     for number, batch in enumerate(data.batches, 1):
         is_last = number == len(data.batches)
-        loss_sum += engine.accumulate(batch.to(world.device), data.total_weight, is_last=is_last)
+        losses.append(engine.accumulate(batch.to(world.device), data.total_weight, is_last=is_last))
         world.heartbeat.beat("step", step)
     if (fault := fault_at("step", step, world.rank)) is not None:
-        do_fault(fault, engine, loss_sum)
+        do_fault(fault, engine, losses[-1])
+    loss_sum = torch.zeros((), device=world.device)
+    for loss in losses:
+        loss_sum += loss
     with engine.timer("communication"):
         loss_sum = totals.add_up(loss_sum)
-    with engine.timer("optimizer"):
-        return engine.step(learning_rate, loss_sum / data.total_weight)
+    try:
+        with engine.timer("optimizer"):
+            return engine.step(learning_rate, loss_sum / data.total_weight)
+    except NonFiniteError as error:
+        where = origin([float(own) for own in losses], data.documents, train_data, world)
+        raise NonFiniteError(f"step {step}: {error} {where}") from error
 
 
 @torch.no_grad()
-def do_fault(kind: str, engine: Engine, loss_sum: torch.Tensor) -> None:
+def do_fault(kind: str, engine: Engine, loss: torch.Tensor) -> None:
     """Does what `sft.faults` leaves to the loop: a loss that is no number on this rank, or one weight changed on it."""
     if kind == "nan":
-        loss_sum.fill_(math.nan)
+        loss.fill_(math.nan)
     elif kind == "perturb":
         next(engine.model.parameters()).view(-1)[:1] += 1.0
 
@@ -272,6 +292,7 @@ def step_data(
             float(total_weights[documents].sum()),
             sum(batch.input_ids.numel() for batch in batches),
             sum(sum_of_squares(batch, share, lengths) for batch, share in zip(batches, shares, strict=True)),
+            [[document for row in share for document in row] for share in shares],
         )
 
 
@@ -292,46 +313,6 @@ def batch_of(rows: Sequence[Sequence[int]], data: ConversationDataset, args: Arg
     if collation == "flat":
         return collate_flat([data[document] for row in rows for document in row], 0, args.row_capacity)
     return collate_packed([[data[document] for document in row] for row in rows], 0, args.max_length)
-
-
-def evaluate(
-    engine: Engine,
-    data: ConversationDataset,
-    args: Args,
-    world: World,
-    collation: Collation = "padded",
-    step: int = 0,
-) -> tuple[float, int] | None:
-    """(weighted mean loss over all trained tokens, number of those tokens): the same for any world or batch. None where
-    the ranks were asked to stop before the end."""
-    engine.model.eval()
-    loss_sum, num_trained_tokens, total_weight = torch.zeros((), device=world.device, dtype=torch.float64), 0, 0.0
-    size = args.per_device_eval_batch_size
-    shares = rank_batches(range(len(data)), world.data_rank, world.data_size, size, data.lengths, by_length=True)
-    is_stopped = False
-    for number, share in enumerate(shares, 1):
-        world.heartbeat.beat("evaluation", step)
-        is_flat = collation == "flat"
-        whole = collate_flat([data[document] for document in share], 0) if is_flat else data.batch(share)
-        batch = shard_of(whole, world.sequence).to(world.device)
-        loss_sum += engine.evaluate(batch).double()
-        num_trained_tokens += batch.num_trained_tokens
-        total_weight += batch.total_weight
-        if number % BATCHES_BETWEEN_QUESTIONS == 0 and world.any(world.heartbeat.stop_reason is not None):
-            is_stopped = True
-            break
-    engine.model.train()
-    if is_stopped:
-        return None
-    loss, count, weight = world.sum(float(loss_sum), num_trained_tokens, total_weight)
-    return loss / weight, int(count)
-
-
-def after_evaluation(state: RunState, eval_loss: float) -> tuple[RunState, bool]:
-    """The state with the best evaluation so far, and whether this is it."""
-    if state.best_eval_loss is None or eval_loss < state.best_eval_loss:
-        return replace(state, best_eval_loss=eval_loss, best_step=state.step, num_evals_since_best=0), True
-    return replace(state, num_evals_since_best=state.num_evals_since_best + 1), False
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:

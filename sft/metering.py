@@ -15,6 +15,7 @@ import torch
 from sft.config import Args
 from sft.flops import ModelShape, Work, causal_flops, palm_flops
 from sft.matmul_rate import measured_flops_per_s
+from sft.pace import Pace
 from sft.world import World, has_bf16
 
 Phase = Literal["data", "forward", "backward", "optimizer", "communication", "evaluation", "checkpoint"]
@@ -110,6 +111,7 @@ class Meter:
         self._timer = timer
         self._world = world
         self._rate = matmul_flops_per_s
+        self._pace = Pace(world.size)
         self._restart()
 
     @classmethod
@@ -154,7 +156,11 @@ class Meter:
         spent = self._timer.take()
         elapsed_s = time.perf_counter() - self._started - spent.get("evaluation", 0.0) - spent.get("checkpoint", 0.0)
         elapsed_s = max(elapsed_s, 1e-9)
-        num_slots, squares = self._world.sum(self._own_slots, self._own_squares)
+        busy_s = [0.0] * self._world.size
+        # Without what waits for others: under FSDP and ZeRO-3 a forward pass does that too, and ranks look alike.
+        busy_s[self._world.rank] = spent.get("data", 0.0) + spent.get("forward", 0.0)
+        num_slots, squares, *busy_s = self._world.sum(self._own_slots, self._own_squares, *busy_s)
+        self._tell_slow_ranks(busy_s)
         computed = Work(min(self._num_tokens, int(num_slots)), self._num_trained_tokens, int(squares))
         device_s = elapsed_s * self._world.size
         flops_per_s = causal_flops(self._shape, computed) / device_s
@@ -169,3 +175,10 @@ class Meter:
         }
         self._restart()
         return found
+
+    def _tell_slow_ranks(self, busy_s: list[float]) -> None:
+        slowness = self._pace.see(busy_s, max(self._num_steps, 1))
+        self._world.heartbeat.tell_slowness(slowness[self._world.rank])
+        for line in self._pace.news(slowness):
+            if self._world.is_main:
+                print(line, flush=True)

@@ -18,7 +18,7 @@ LAYERS = {
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
         "__init__ errors allocator",
-        "heartbeat faults",
+        "heartbeat faults pace",
         "deepspeed_config lora_args setting_files",
         "setting_rules",
         "config",
@@ -38,10 +38,11 @@ LAYERS = {
         "encoding",
         "encoding_cache",
         "dataset",
-        "loss sequence_shards master_weights",
+        "loss bad_step sequence_shards master_weights",
         "engine packing_check",
         "sequence_check",
         "deepspeed_engine checkpoint export model_check memory_trace",
+        "evaluation",
         "loop memory trace_depth",
         "run_summary",
         "resuming",

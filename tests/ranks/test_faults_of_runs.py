@@ -213,7 +213,7 @@ def test_a_signal_to_one_agent_saves_on_all_nodes(runs: Runs) -> None:
         ("segv@1:7", 11, "rank_died", "SIGSEGV"),
         ("abort@1:7", 11, "rank_died", "SIGABRT"),
         ("kill@0:7", 11, "rank_died", "rank 0 on"),
-        ("nan@1:7", 15, "non_finite", "loss is nan"),
+        ("nan@1:7", 15, "non_finite", "It arose on rank 1, from row"),
     ],
 )
 def test_other_faults(tmp_path: Path, fault: str, code: int, reason: str, said: str) -> None:
@@ -224,6 +224,20 @@ def test_other_faults(tmp_path: Path, fault: str, code: int, reason: str, said: 
     assert (ended.code, ended.last_words["reason"]) == (code, reason), ended.output
     assert said in ended.output
     assert ended.left == []
+
+
+@pytest.mark.soak
+def test_a_slow_rank_is_named(tmp_path: Path) -> None:
+    """Row 22."""
+    runs = Runs(tmp_path)
+    slow = ",".join(f"slow@1:{step}:data" for step in range(5, 31))
+    runs.start("x", f"{slow},term@1:31")
+    ended = runs.end("x")
+    assert ended.code == 10, ended.output
+    warned = re.search(r"warning: rank 1 takes ([\d.]+) times as long", ended.log(0))
+    assert warned is not None
+    assert float(warned[1]) > 3
+    assert re.search(r"slow +rank 1 .* times as long", ended.output)
 
 
 @pytest.mark.soak
