@@ -210,6 +210,9 @@ class Args:
     """Name of the run; the launcher makes the run directory from it."""
     logging_steps: PositiveInt = 1
     """Log every so many steps, and the first and the last."""
+    parameter_check_steps: Annotated[int, at_least(0)] = 0
+    """Compare the weights' bits over ranks that must have the same, every so many steps; 0: never. It takes about as
+    long as reading the weights once."""
     profile_steps: Annotated[int, at_least(0)] = 0
     """Record so many steps of rank 0 with torch's profiler, after the first two, to `profile/` in the output directory;
     Perfetto and TensorBoard open it. 0: none."""

@@ -55,6 +55,12 @@ class LostPeerError(SftError):
     exit_code = 11
 
 
+class DivergedError(SftError):
+    """Weights that are not the same on all ranks that must have the same."""
+
+    exit_code = 15
+
+
 class NonFiniteError(SftError):
     """A loss, a gradient or a final weight that is no number; nothing was stepped with it, and no model holds it."""
 

@@ -36,6 +36,7 @@ from sft.optimizer import learning_rate_at
 from sft.packing import TrainingRows, row_costs
 from sft.prefetch import prefetched
 from sft.profiling import profiled
+from sft.replica_check import check_replicas
 from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches, steps_per_epoch
 from sft.world import StepTotals, World
@@ -161,10 +162,10 @@ def train(
             evaluation_is_due=eval_data is not None and (step % plan.eval_every == 0 or step == plan.num_steps),
         )
         if step % args.logging_steps == 0 or step in (1, plan.num_steps):
-            totals_so_far = {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_trained_tokens}
-            found = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, **totals_so_far}
-            history.log_step(plan.record(step, {**found, **meter.record()}, state.elapsed_s))
+            found = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
+            history.log_step(plan.record(step, {**found, **totals_of(state), **meter.record()}, state.elapsed_s))
         history.advance(step)
+        check_if_due(engine, args, step, world)
 
         is_best = False
         if state.evaluation_is_due and eval_data is not None and not totals.stop_is_agreed:
@@ -179,6 +180,22 @@ def train(
         if args.early_stopping_patience and state.num_evals_since_best >= args.early_stopping_patience:
             break
     return state
+
+
+def totals_of(state: RunState) -> dict[str, int]:
+    """The run's tokens so far, for the log."""
+    return {"num_tokens": state.num_tokens, "num_trained_tokens": state.num_trained_tokens}
+
+
+def check_if_due(engine: Engine, args: Args, step: int, world: World) -> None:
+    """Compares the weights of the ranks every `parameter_check_steps` steps.
+
+    Raises:
+        DivergedError: they are not the same.
+    """
+    if args.parameter_check_steps and step % args.parameter_check_steps == 0:
+        shard_size = (args.fsdp_shard_size or world.size) if args.fsdp else None
+        check_replicas(engine.model, shard_size, args.parameter_check_steps, step, world)
 
 
 def optimizer_step(

@@ -28,7 +28,7 @@ LAYERS = {
         "messages",
         "world formats activation_offload eight_bit liger prefetch sharding storage text_rows documents mask_options",
         "output_layer last_layer tiling tokenizer",
-        "sequence_parallel",
+        "sequence_parallel replica_check",
         "attention",
         "table_rows packing",
         "sources masks",

@@ -58,7 +58,7 @@ class Runs:
         settings = {
             "model_config": QWEN3, "tokenizer_name": TOKENIZER, "train_file": str(folder / "train.jsonl"),
             "bf16": False, "per_device_train_batch_size": 1, "max_steps": NUM_STEPS, "report_to": "none",
-            "save_steps": 2, "matmul_tflops": 1.0,
+            "save_steps": 2, "parameter_check_steps": 4, "matmul_tflops": 1.0,
         }  # fmt: skip
         (folder / "run.yaml").write_text(yaml.safe_dump(settings))
         self._environment = os.environ | {
@@ -213,6 +213,7 @@ def test_a_signal_to_one_agent_saves_on_all_nodes(runs: Runs) -> None:
         ("segv@1:7", 11, "rank_died", "SIGSEGV"),
         ("abort@1:7", 11, "rank_died", "SIGABRT"),
         ("kill@0:7", 11, "rank_died", "rank 0 on"),
+        ("perturb@1:7", 15, "non_finite", "rank 1 diverged at step 8 or in the 3 before it"),
         ("nan@1:7", 15, "non_finite", "It arose on rank 1, from row"),
     ],
 )
