@@ -25,7 +25,7 @@ def submitted(lab: Lab, folder: Path) -> Path:
     settings = {
         "model_config": QWEN3, "tokenizer_name": TOKENIZER, "train_file": str(folder / "train.jsonl"), "bf16": False,
         "per_device_train_batch_size": 1, "max_steps": 100_000, "report_to": "none", "save_steps": 0,
-        "matmul_tflops": 1.0, "run_name": "hang",
+        "matmul_tflops": 1.0, "run_name": "hang", "launch": {"chain": "none"},
     }  # fmt: skip
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "launch", "submit", "--executor", "slurm", "--nodes", "2", "--skip-audit"]

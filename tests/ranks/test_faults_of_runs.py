@@ -71,7 +71,7 @@ class Runs:
 
     def start(self, name: str, fault: str, *options: str, launch: str = "nodes: 2") -> None:
         config = self.folder / f"{name}.yaml"
-        config.write_text(f"{(self.folder / 'run.yaml').read_text()}launch: {{{launch}}}\n")
+        config.write_text(f"{(self.folder / 'run.yaml').read_text()}launch: {{chain: none, {launch}}}\n")
         words = ["submit", "--executor", "local", "--config", str(config), "--name", name, "--skip-audit", "--wait"]
         self._started[name] = subprocess.Popen(
             self.command(*words, "--env", f"SFT_FAULT={fault}", *options),
