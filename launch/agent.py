@@ -182,7 +182,7 @@ class Agent:
         began, urgent_at = time.monotonic(), None
         while any(processes.start_ticks(pid) for pid in living):
             watch.look()
-            # Slurm sends a preempted job SIGTERM at once, and after its GraceTime again, also to the batch script.
+            # On preemption SIGTERM comes at once, and to the batch script, which then says so, after the GraceTime.
             if urgent_at is None and self.stop_signal in _URGENT and watch.requested_stop != "signal":
                 urgent_at = time.monotonic()
             is_over = time.monotonic() > self._deadline(began, urgent_at, fails=fails)
