@@ -135,7 +135,7 @@ def test_the_time_limit_and_a_preemption_lose_nothing(runs: Runs) -> None:
         "sbatch",
         "--partition=urgent",
         "--nodes=2",
-        "--cpus-per-task=4",
+        "--cpus-per-task=8",
         "--output=/dev/null",
         "--wrap",
         "sleep 2",
