@@ -70,6 +70,7 @@ fails = dict(word.split(":") for word in os.environ.get("FAILS", "").split(",") 
 
 
 def save(step):
+    board.beat("checkpoint", step)
     time.sleep(save_s)
     if rank == 0:
         (checkpoints / f"step-{step:08d}").mkdir(exist_ok=True, mode=0o700)
@@ -77,6 +78,7 @@ def save(step):
 
 
 for step in range(done + 1, int(last) + 1):
+    board.beat("step", step)
     time.sleep(pace)
     with open(run / f"trace-{rank}.txt", "a") as trace:
         trace.write(f"{step} {attempt}\\n")
