@@ -47,6 +47,12 @@ def _fill_the_disk() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def _use_up_memory() -> None:
+    blocks = []
+    while True:
+        blocks.append(b"\1" * (32 << 20))
+
+
 def _send(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
@@ -63,6 +69,7 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "hang": lambda: time.sleep(1e6),
     "lock_gil": _hold_the_gil,
     "enospc": _fill_the_disk,
+    "oom": _use_up_memory,
     **dict.fromkeys(CALLERS_KINDS, lambda: None),
 }
 KINDS = tuple(_ACTIONS)
