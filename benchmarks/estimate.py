@@ -107,6 +107,7 @@ def steps(args: Any, tokenizer: Any, world: Any) -> tuple[int, float]:
     from sft.model_check import prepare_model
     from sft.sequence_shards import shard_of
     from sft.train import build_engine
+    from sft.world import StepTotals
 
     gc.collect()
     before = kib("VmRSS")
@@ -115,7 +116,7 @@ def steps(args: Any, tokenizer: Any, world: Any) -> tuple[int, float]:
     is_flat = prepare_model(engine, args, world) == "flat"
     engine.model.train()
     batch = shard_of(full_batch(args, Rows(LENGTH, 1.0), is_flat=is_flat), world.sequence).to(world.device)
-    accumulation = args.accumulation_steps(world.size)
+    accumulation, totals = args.accumulation_steps(world.size), StepTotals(world)
     fastest = float("inf")
     for step in range(NUM_STEPS):
         if step == 1:
@@ -124,7 +125,7 @@ def steps(args: Any, tokenizer: Any, world: Any) -> tuple[int, float]:
         weight = world.sum(batch.total_weight)[0] * accumulation
         for number in range(accumulation):
             loss_sum = engine.accumulate(batch, weight, is_last=number == accumulation - 1)
-        engine.step(1e-4, world.total(loss_sum) / weight)
+        engine.step(1e-4, totals.add_up(loss_sum) / weight)
         fastest = min(fastest, time.perf_counter() - started)
     return kib("VmHWM") - before, fastest
 
