@@ -26,6 +26,7 @@ RUN_BY = {
     "python -m launch logs -f": "test_launcher_commands",
     "python -m launch wait": "test_launcher_commands",
     "python -m launch cancel": "test_launcher_commands",
+    "python -m launch resume": "tests/launch/test_going_on.py",
     "python -m sft inspect conversations.jsonl --config run.yaml": "test_looking_at_data",
     "python -m sft audit run.yaml --html audit.html": "test_looking_at_data",
     "python -m sft estimate run.yaml --nodes 2 --procs-per-node 8 --memory-gib 80": "test_estimate",
