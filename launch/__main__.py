@@ -1,4 +1,4 @@
-"""`python -m launch`: submit, resume, status, logs, cancel, wait."""
+"""`python -m launch`: submit, resume, drill, status, logs, cancel, wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import options
-from launch.errors import INTERRUPTED, OK, LaunchError
+from launch.errors import DRILL_FAILED, INTERRUPTED, OK, LaunchError
 
 if TYPE_CHECKING:
     from launch import settings
@@ -27,7 +27,10 @@ CANCEL_MARGIN_S = 30.0
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one subcommand; its exit code."""
     os.umask(0o077)  # of all that is made here and in the job
-    commands = {"submit": submit, "resume": resume, "status": status, "logs": logs, "cancel": cancel, "wait": wait}
+    commands = {
+        "submit": submit, "resume": resume, "drill": drill,
+        "status": status, "logs": logs, "cancel": cancel, "wait": wait,
+    }  # fmt: skip
     try:
         arguments = options.parse(sys.argv[1:] if words is None else words)
         return commands[arguments.command](arguments)
@@ -126,6 +129,13 @@ def _request(arguments: argparse.Namespace) -> settings.Request:
         env=tuple(arguments.env),
         script_args=tuple(arguments.script_args),
     )
+
+
+def drill(arguments: argparse.Namespace) -> int:
+    """Makes short runs with faults, and shows whether each goes on as if nothing had been."""
+    from launch import drill as rows
+
+    return OK if rows.drill(arguments, Path.cwd()) else DRILL_FAILED
 
 
 def status(arguments: argparse.Namespace) -> int:

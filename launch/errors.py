@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 OK = 0
+DRILL_FAILED = 1
 REFUSED = 2
 STOPPED = 10
 PEER_LOST = 11
@@ -18,7 +19,7 @@ TERMINATED = 143
 
 EXIT_CODES = {
     OK: "done",
-    1: "the run is lost: its processes are gone and left no record",
+    DRILL_FAILED: "the run is lost: its processes are gone and left no record; of `drill`: a row has failed",
     REFUSED: "the request is refused, nothing was submitted (also: a RUN that does not exist)",
     STOPPED: "stopped before its end (signal, time limit, preemption), with its state saved; `launch resume` goes on",
     PEER_LOST: "a rank died by a signal or left before the end, or its node is gone",

@@ -65,8 +65,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_args(own)
     if unknown:
         commands[arguments.command].error(_about_unknown(unknown[0], commands[arguments.command]))
-    if dashes and arguments.command != "submit":
-        raise LaunchError("`--` is given; only `submit` passes arguments on to a script.")
+    if dashes and arguments.command not in ("submit", "drill"):
+        raise LaunchError("`--` is given; only `submit` passes arguments on to a script, as does `drill`.")
     arguments.script_args = script_args
     return arguments
 
@@ -109,6 +109,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
     _add_submit(commands.add_parser("submit", help="start a job", allow_abbrev=False))
     _add_resume(commands.add_parser("resume", help="go on with a run that stopped or failed", allow_abbrev=False))
+    _add_drill(commands.add_parser("drill", help="prove that runs survive stops, deaths and hangs", allow_abbrev=False))
     for name, text in (
         ("status", "how a run stands, and what failed first"),
         ("logs", "what the ranks print"),
@@ -126,6 +127,21 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.usage = "python -m launch submit [options] [-- arguments for the training script]"
+    _add_settings(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")
+
+
+def _add_drill(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "python -m launch drill [options] [-- arguments for the training script]"
+    _add_settings(parser)
+    parser.add_argument("--steps", type=int, default=9, metavar="N", help="optimizer steps of each run (default 9)")
+    parser.add_argument(
+        "--row-timeout-s", type=float, default=1800.0, metavar="S", help="a run is cancelled after this (default 1800)"
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     for option, metavar, text in OPTIONS:
         parser.add_argument(f"--{option}", metavar=metavar, help=text)
     parser.add_argument("--fsdp", action="store_true", help="PyTorch FSDP2")
@@ -133,9 +149,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="NAME", help="file of launch settings, or its name in slurm/profiles/")
     parser.add_argument("--name", metavar="NAME", help="name of the run (default: settings file and time)")
     parser.add_argument("--env", metavar="K=V", action="append", default=[], help="variable for the ranks; repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
-    parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")
 
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:

@@ -77,7 +77,7 @@ LAYERS = {
         "script agent logs report local jobs",
         "cluster",
         "submit",
-        "batch resuming",
+        "batch resuming drill",
         "__main__",
     ],
 }

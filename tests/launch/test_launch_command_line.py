@@ -160,7 +160,8 @@ def test_unknown_words(words: list[str]) -> None:
         (["status", "--nodes", "2"], "the option --nodes is unknown; it must be a known option.\n"),
         (
             ["stauts"],
-            "COMMAND is 'stauts'; it must be one of submit, resume, status, logs, cancel, wait. Did you mean 'status'?",
+            "COMMAND is 'stauts'; it must be one of submit, resume, drill, status, logs, cancel, wait. "
+            "Did you mean 'status'?",
         ),
     ],
 )

@@ -1,0 +1,197 @@
+"""`python -m launch drill`: proof, where you train, that runs go on after stops, deaths and hangs.
+
+A short run of your settings is made once undisturbed and once for each fault, by the very `submit` that you would use.
+Each must end well, after the attempts that its fault asks for, with the same losses and weights to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch import attempts, options, runs
+from launch.errors import HANG, OK, PEER_LOST, STOPPED, LaunchError
+from launch.spec import ROOT
+
+MIN_STEPS = 3
+_WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, and what must come of it."""
+
+    name: str
+    fault: str
+    """For SFT_FAULT, with the numbers of the drill in braces; empty for none."""
+    codes: tuple[int, ...]
+    """The exit code of each attempt."""
+    proves: str
+
+
+ROWS = (
+    Row("undisturbed", "", (OK,), "the run itself"),
+    Row("stop", "term@0:{step}", (STOPPED, OK), "a signal: all ranks save, and the run goes on"),
+    Row("kill", "kill@{last}:{step}", (PEER_LOST, OK), "a dead rank ends the job at once, and the run goes on"),
+    Row("hang", "stop@{last}:{step}", (HANG, OK), "the watchdog ends a rank that stands still, and the run goes on"),
+    Row(
+        "save", "kill@0:{saved}:save_commit", (PEER_LOST, OK), "death in the middle of a save: the save before is used"
+    ),
+    Row("disk", "enospc@0:{saved}:save_part", (OK,), "a checkpoint that finds no room is tried again; nothing is lost"),
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run of the drill has left behind."""
+
+    codes: tuple[int | None, ...] = ()
+    """The exit code of each attempt."""
+    pauses_s: tuple[float, ...] = ()
+    """From the end of an attempt to the beginning of the next."""
+    losses: dict[int, float] = field(default_factory=dict)
+    """Step → loss, as logged."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """File of the final model → sha256."""
+    said: str = ""
+    """The last that was decided, or `submit`'s last line."""
+
+
+def problems(row: Row, found: Evidence, undisturbed: Evidence) -> Iterator[str]:
+    """What is not as it must be; nothing where the row passes. Pure."""
+    if found.codes != row.codes:
+        expected, seen = (" then ".join(map(str, codes)) or "none" for codes in (row.codes, found.codes))
+        yield f"its attempts ended with {seen}; they must with {expected} ({found.said})"
+    if not found.weights:
+        yield "there is no final model"
+        return
+    steps = sorted(undisturbed.losses.keys() | found.losses.keys())
+    other = [step for step in steps if found.losses.get(step) != undisturbed.losses.get(step)]
+    if other:
+        pair = found.losses.get(other[0]), undisturbed.losses.get(other[0])
+        yield f"the loss of step {other[0]} is {pair[0]}; undisturbed it is {pair[1]}"
+    if found.weights != undisturbed.weights:
+        yield "the final weights are others than undisturbed"
+
+
+def gather(path: Path, said: str = "") -> Evidence:
+    """The evidence in a run directory."""
+    numbers = attempts.numbers(path)
+    begun = [attempts.read_begin(path, number) for number in numbers]
+    ended = [attempts.read_end(path, number) or {} for number in numbers]
+    pauses = [
+        later["began_at"] - earlier["ended_at"]
+        for earlier, later in zip(ended, begun[1:], strict=False)
+        if "ended_at" in earlier and "began_at" in later
+    ]
+    weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
+    return Evidence(
+        tuple(end.get("own_code") for end in ended),
+        tuple(pauses),
+        _losses(path / "training_log.json"),
+        {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights},
+        str(ended[-1].get("reason", said)) if ended else said,
+    )
+
+
+def _losses(log: Path) -> dict[int, float]:
+    try:
+        records: list[dict[str, Any]] = json.loads(log.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {record["step"]: record["loss"] for record in records if record["type"] == "train"}
+
+
+def words_of(arguments: argparse.Namespace, row: Row, name: str, num_ranks: int) -> list[str]:
+    """The words of `launch submit` for a row: those of the drill, with a name, a fault, and few steps."""
+    every = max(1, arguments.steps // 3)
+    given = {option: getattr(arguments, option.replace("-", "_")) for option, _, _ in options.OPTIONS}
+    given |= {"config": arguments.config, "profile": arguments.profile, "name": name}
+    words = [f"--{option}={value}" for option, value in given.items() if value is not None]
+    words += ["--fsdp"] if arguments.fsdp else []
+    words += [f"--env={pair}" for pair in arguments.env]
+    if row.fault:
+        fault = row.fault.format(last=num_ranks - 1, step=2 * every + 1, saved=2 * every)
+        words.append(f"--env=SFT_FAULT={fault}")
+    words += ["--skip-audit"] if row.fault or arguments.skip_audit else []
+    short = [f"--max_steps={arguments.steps}", f"--save_steps={every}", "--logging_steps=1", "--report_to=none"]
+    return ["submit", *words, "--wait", "--", *arguments.script_args, *short, "--resume_from_checkpoint=auto"]
+
+
+def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:
+    """Runs the rows and prints how each went; whether all have passed.
+
+    Raises:
+        LaunchError: too few steps are asked for; or the undisturbed run does not end well, and there is nothing to
+            compare with.
+    """
+    if arguments.steps < MIN_STEPS:
+        rule = f"be {MIN_STEPS} or more: two saves, and a step after them"
+        raise LaunchError(f"--steps is {arguments.steps}; it must {rule}.")
+    name = arguments.name or f"drill-{time.strftime('%Y%m%d-%H%M%S')}"
+    undisturbed, num_failed = Evidence(), 0
+    for row in ROWS:
+        run_name = f"{name}-{row.name}"
+        print(f"{row.name:12}{row.proves} … ", end="", flush=True)
+        started = time.monotonic()
+        num_ranks = _num_ranks(f"{name}-{ROWS[0].name}", working_dir) if row.fault else 1
+        said = _submit(words_of(arguments, row, run_name, num_ranks), arguments.row_timeout_s, run_name, working_dir)
+        path = _path_of(run_name, working_dir)
+        found = gather(path, said) if path is not None else Evidence(said=said)
+        undisturbed = undisturbed if row.fault else found
+        wrong = list(problems(row, found, undisturbed))
+        num_failed += bool(wrong)
+        pauses = "".join(f", went on after {pause:.1f} s" for pause in found.pauses_s)
+        print(f"{'FAILED' if wrong else 'passed'} in {time.monotonic() - started:.0f} s{pauses}", flush=True)
+        for problem in wrong:
+            print(f"{'':12}{problem}", flush=True)
+        if wrong and not row.fault:
+            raise LaunchError(f"the undisturbed run did not end well; look at it with `launch status {run_name}`.")
+    print(f"\n{len(ROWS) - num_failed} of {len(ROWS)} rows passed. Their run directories are named {name}-….")
+    return num_failed == 0
+
+
+def _submit(words: Sequence[str], timeout_s: float, name: str, working_dir: Path) -> str:
+    """Runs one `launch submit --wait` to its end, or cancels it; the last line that it said."""
+    command = [sys.executable, "-m", "launch"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    try:
+        result = subprocess.run(
+            [*command, *words],
+            cwd=working_dir,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        subprocess.run([*command, "cancel", name], cwd=working_dir, env=environment, capture_output=True, check=False)
+        return f"it had not ended after {timeout_s:g} s, and was cancelled"
+    lines = [line for line in f"{result.stdout}\n{result.stderr}".splitlines() if line.strip()]
+    return lines[-1] if lines else f"submit ended with {result.returncode}"
+
+
+def _path_of(name: str, working_dir: Path) -> Path | None:
+    try:
+        return runs.find(name, runs.registry_path(os.environ), working_dir).path
+    except LaunchError:
+        return None
+
+
+def _num_ranks(name: str, working_dir: Path) -> int:
+    """Ranks of a run that has been submitted."""
+    path = _path_of(name, working_dir)
+    job = runs.Run(path).job if path is not None else {}
+    return int(job.get("resources", {}).get("nodes", 1)) * int(job.get("procs_per_node", 1))
