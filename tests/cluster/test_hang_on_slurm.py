@@ -54,7 +54,8 @@ def test_a_stopped_rank_is_found_and_both_nodes_are_free(lab: Lab, tmp_path: Pat
     print(f"hang seen after {detection_s:.1f} s, nodes free after {free_s:.1f} s")
     assert detection_s <= MAX_DETECTION_S
     assert free_s <= MAX_FREE_S
-    assert [record(run_dir, rank)["code"] for rank in (0, 1)] == [12, 12]
+    assert record(run_dir, 1)["code"] == 12
+    assert record(run_dir, 0)["code"] in (11, 12)  # 11 where the other node was the first to end rank 1
     nodes = [json.loads(path.read_text()) for path in sorted(run_dir.glob("exit/*/node-*.json"))]
     assert [node["code"] for node in nodes] == [12, 12]
     assert "stopped (SIGSTOP" in record(run_dir, 1)["error"]

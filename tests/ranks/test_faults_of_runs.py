@@ -171,7 +171,8 @@ def test_stopped_rank_hangs(runs: Runs) -> None:
     assert ended.code == 12, ended.output
     assert {"reason": "hang", "rank": "1", "step": "7"}.items() <= ended.last_words.items()
     assert "rank 1 hangs: it is stopped" in ended.output
-    assert (ended.record(0)["code"], ended.record(1)["code"]) == (12, 12)
+    assert ended.record(1)["code"] == 12
+    assert ended.record(0)["code"] in (11, 12)  # 11 where the other node was the first to end rank 1
     nodes = [json.loads(path.read_text())["code"] for path in sorted(ended.folder.glob("exit/0/node-*.json"))]
     assert nodes == [12, 12]
     assert "most recent call first" in ended.log(0)
