@@ -23,6 +23,7 @@ from launch.errors import HANG, OK, PEER_LOST, STOPPED, LaunchError
 from launch.spec import ROOT
 
 MIN_STEPS = 3
+RECORDS_S = 10.0
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 
 
@@ -146,6 +147,7 @@ def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:
         num_ranks = _num_ranks(f"{name}-{ROWS[0].name}", working_dir) if row.fault else 1
         said = _submit(words_of(arguments, row, run_name, num_ranks), arguments.row_timeout_s, run_name, working_dir)
         path = _path_of(run_name, working_dir)
+        _await_records(path)
         found = gather(path, said) if path is not None else Evidence(said=said)
         undisturbed = undisturbed if row.fault else found
         wrong = list(problems(row, found, undisturbed))
@@ -181,6 +183,15 @@ def _submit(words: Sequence[str], timeout_s: float, name: str, working_dir: Path
         return f"it had not ended after {timeout_s:g} s, and was cancelled"
     lines = [line for line in f"{result.stdout}\n{result.stderr}".splitlines() if line.strip()]
     return lines[-1] if lines else f"submit ended with {result.returncode}"
+
+
+def _await_records(path: Path | None) -> None:
+    """What follows an attempt is written a moment after its ranks have ended, at which `submit --wait` returns."""
+    deadline = time.monotonic() + RECORDS_S
+    while path is not None and time.monotonic() < deadline:
+        if all(attempts.read_end(path, number) for number in attempts.numbers(path)):
+            return
+        time.sleep(0.1)
 
 
 def _path_of(name: str, working_dir: Path) -> Path | None:
