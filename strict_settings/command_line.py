@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -97,6 +97,8 @@ def _take_option(remaining: list[str], fields: Mapping[Path, Any]) -> tuple[str,
 def _parsed(text: str, hint: Any, option: str) -> Any:
     """The value that `text` stands for in a field of this annotation."""
     parts = [part for part in _union_parts(hint) if part is not types.NoneType]
+    if any(text in get_args(part) for part in parts if get_origin(part) is Literal):
+        return text  # also where a choice is called `none`
     if text in ("none", "null") and types.NoneType in _union_parts(hint):
         return None
     if str in parts:

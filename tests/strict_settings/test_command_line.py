@@ -25,6 +25,7 @@ class Settings:
     flag: bool = False
     maybe: bool | None = None
     kind: Literal["1", "2"] = "1"
+    chain: Literal["requeue", "none"] | None = None
     inner: Inner = field(default_factory=Inner)
     table: dict[str, Any] = field(default_factory=dict)
     numbers: tuple[int, ...] = ()
@@ -52,6 +53,8 @@ def refusal(*words: str) -> str:
         (["--learning-rate", "2e-5"], {"learning_rate": 2e-5}),
         (["--learning_rate=-1e-5"], {"learning_rate": -1e-5}),
         (["--learning_rate", "none"], {"learning_rate": None}),
+        (["--chain", "none"], {"chain": "none"}),  # a choice of that name
+        (["--chain", "null"], {"chain": None}),
         (["--run_name", "007"], {"run_name": "007"}),
         (["--run_name", "true"], {"run_name": "true"}),
         (["--run_name", "a: b #c"], {"run_name": "a: b #c"}),
