@@ -157,10 +157,8 @@ def _why_not_in_tiles(engine: Engine, collation: Collation, world: World) -> str
     expected = float(engine.evaluate(batch))
     module.output_layer = layer
     try:
-        is_half = engine.logits(batch).dtype != torch.float32
-        found = float(engine.evaluate(batch))
-        differs = not abs(found - expected) <= (1e-2 if is_half else 1e-5) * abs(expected)
-        reason = "the model does more to its logits than its configuration tells" if differs else None
+        is_same = _has_loss(engine, batch, expected)
+        reason = None if is_same else "the model does more to its logits than its configuration tells"
     except (TypeError, ValueError, AttributeError) as error:
         reason = f"the model does not run without it: {error}"
     if world.any(reason is not None):
@@ -175,6 +173,12 @@ def _few_trained(engine: Engine, collation: Collation, world: World) -> Batch:
     return (collate_flat if collation == "flat" else collate)(documents, 0).to(world.device)
 
 
+def _has_loss(engine: Engine, batch: Batch, expected: float) -> bool:
+    """Whether the batch's loss is the expected one, but for rounding."""
+    is_half = engine.logits(batch).dtype != torch.float32
+    return abs(float(engine.evaluate(batch)) - expected) <= (1e-2 if is_half else 1e-5) * abs(expected)
+
+
 def _shorten_last_layer(engine: Engine, world: World) -> None:
     """Leaves out of the last decoder layer what is of no consequence for the loss, where that is so."""
     batch = _few_trained(engine, "flat", world)
@@ -184,8 +188,7 @@ def _shorten_last_layer(engine: Engine, world: World) -> None:
     if shortened is None:
         return
     try:
-        is_half = engine.logits(batch).dtype != torch.float32
-        is_same = abs(float(engine.evaluate(batch)) - expected) <= (1e-2 if is_half else 1e-5) * abs(expected)
+        is_same = _has_loss(engine, batch, expected)
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):  # a part of it is of another kind
         is_same = False
     if world.any(not is_same):
