@@ -20,7 +20,7 @@ from typing import Any
 
 from launch import attempts, options, runs
 from launch.errors import HANG, OK, PEER_LOST, STOPPED, LaunchError
-from launch.spec import ROOT
+from launch.spec import JobSpec, python_path
 
 MIN_STEPS = 3
 RECORDS_S = 10.0
@@ -99,9 +99,14 @@ def gather(path: Path, said: str = "") -> Evidence:
         tuple(end.get("own_code") for end in ended),
         tuple(pauses),
         _losses(path / "training_log.json"),
-        {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights},
+        {file.name: _hash_of(file) for file in weights},
         str(ended[-1].get("reason", said)) if ended else said,
     )
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _losses(log: Path) -> dict[int, float]:
@@ -139,12 +144,11 @@ def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:
         rule = f"be {MIN_STEPS} or more: two saves, and a step after them"
         raise LaunchError(f"--steps is {arguments.steps}; it must {rule}.")
     name = arguments.name or f"drill-{time.strftime('%Y%m%d-%H%M%S')}"
-    undisturbed, num_failed = Evidence(), 0
+    undisturbed, num_ranks, num_failed = Evidence(), 1, 0
     for row in ROWS:
         run_name = f"{name}-{row.name}"
         print(f"{row.name:12}{row.proves} … ", end="", flush=True)
         started = time.monotonic()
-        num_ranks = _num_ranks(f"{name}-{ROWS[0].name}", working_dir) if row.fault else 1
         said = _submit(words_of(arguments, row, run_name, num_ranks), arguments.row_timeout_s, run_name, working_dir)
         path = _path_of(run_name, working_dir)
         _await_records(path)
@@ -158,6 +162,8 @@ def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:
             print(f"{'':12}{problem}", flush=True)
         if wrong and not row.fault:
             raise LaunchError(f"the undisturbed run did not end well; look at it with `launch status {run_name}`.")
+        if path is not None and not row.fault:
+            num_ranks = JobSpec.from_json(runs.Run(path).job).world_size
     print(f"\n{len(ROWS) - num_failed} of {len(ROWS)} rows passed. Their run directories are named {name}-….")
     return num_failed == 0
 
@@ -165,7 +171,7 @@ def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:
 def _submit(words: Sequence[str], timeout_s: float, name: str, working_dir: Path) -> str:
     """Runs one `launch submit --wait` to its end, or cancels it; the last line that it said."""
     command = [sys.executable, "-m", "launch"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    environment = {**os.environ, "PYTHONPATH": python_path(os.environ)}
     try:
         result = subprocess.run(
             [*command, *words],
@@ -199,10 +205,3 @@ def _path_of(name: str, working_dir: Path) -> Path | None:
         return runs.find(name, runs.registry_path(os.environ), working_dir).path
     except LaunchError:
         return None
-
-
-def _num_ranks(name: str, working_dir: Path) -> int:
-    """Ranks of a run that has been submitted."""
-    path = _path_of(name, working_dir)
-    job = runs.Run(path).job if path is not None else {}
-    return int(job.get("resources", {}).get("nodes", 1)) * int(job.get("procs_per_node", 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 """Where launch, sft, strict_settings and ds_configs stand side by side: the clone, or site-packages."""
 DEFAULT_SCRIPT = ROOT / "sft" / "train.py"
 QUICKSTART_CONFIG = ROOT / "sft" / "quickstart" / "run.yaml"
+
+
+def python_path(environ: Mapping[str, str]) -> str:
+    """PYTHONPATH with which a command of ours finds these packages first, wherever it is started."""
+    return os.pathsep.join(filter(None, (str(ROOT), environ.get("PYTHONPATH"))))
+
 
 MAX_NAME_LENGTH = 100
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

@@ -20,7 +20,7 @@ from launch.env_file import read_env_file
 from launch.errors import REFUSED, LaunchError
 from launch.records import make_directory, read_json, write_json, write_text
 from launch.runs import Run, View
-from launch.spec import DEFAULT_SCRIPT, ROOT, JobSpec
+from launch.spec import DEFAULT_SCRIPT, JobSpec, python_path
 
 CHECK_TIMEOUT_S = 60.0
 AUDIT_TIMEOUT_S = 120.0
@@ -93,7 +93,7 @@ def _run_as_job(
         **secrets_of_ranks,
         "WORLD_SIZE": str(spec.world_size),
     }
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environ.get("PYTHONPATH"))))
+    environment["PYTHONPATH"] = python_path(environ)
     return subprocess.run(
         command,
         cwd=spec.working_dir,
