@@ -147,7 +147,7 @@ class Agent:
             self._oversee(launcher, watch)
         finally:
             processes.kill_descendants()
-            watch.board.close()
+            watch.close()
         return self._settle(launcher.wait())
 
     def _oversee(self, launcher: subprocess.Popen[bytes], watch: NodeWatch) -> None:

@@ -47,14 +47,32 @@ def last_line(text: str) -> str:
 def view(job_id: str) -> View:
     """What squeue says; it knows a job for MinJobAge (5 minutes by default) after its end."""
     try:
-        result = command("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T|%r")
+        result = command("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T|%r|%S")
     except LaunchError as error:
         return View("unknown", str(error))
     if result.returncode != 0 and "Invalid job id" not in result.stderr:
         return View("unknown", f"squeue says: {last_line(result.stderr)}")
-    word, _, reason = result.stdout.strip().partition("|")
+    return parse_view(result.stdout.strip())
+
+
+def views() -> dict[str, View]:
+    """What squeue says of all jobs of this user, in one call: job id → view. A job that is not there has ended.
+
+    Raises:
+        LaunchError: it can't be asked.
+    """
+    result = command("squeue", "-h", "-t", "all", "--me", "-o", "%i|%T|%r|%S")
+    if result.returncode != 0:
+        raise LaunchError(f"squeue says: {last_line(result.stderr)}")
+    lines = (line.strip().partition("|") for line in result.stdout.splitlines())
+    return {job_id: parse_view(rest) for job_id, _, rest in lines}
+
+
+def parse_view(text: str) -> View:
+    """The view in `%T|%r|%S` of squeue: state, reason, when it starts."""
+    word, reason, starts_at = (*text.split("|"), "", "")[:3]
     if word in _WAITING:
-        return View("waiting", "" if reason == "None" else reason)
+        return View("waiting", "" if reason == "None" else reason, "" if starts_at == "N/A" else starts_at)
     if word in _RUNNING:
         return View("running")
     return View("ended", "" if word == "COMPLETED" else word)

@@ -1,16 +1,11 @@
-"""The logs of a run, as they grow."""
+"""A log, as it grows."""
 
 from __future__ import annotations
 
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-from launch.records import read_json
-from launch.runs import Run
 
 _POLL_S = 0.2
 
@@ -39,11 +34,15 @@ class Lines:
 
     def __init__(self) -> None:
         self._rest = b""
+        self.num_bytes = 0
+        """Up to the end of the last whole line."""
 
     def feed(self, added: bytes) -> Iterator[str]:
         """The lines that are whole with what was added."""
         *lines, self._rest = (self._rest + added).split(b"\n")
-        return (self._text(line) for line in lines)
+        for line in lines:
+            self.num_bytes += len(line) + 1
+            yield self._text(line)
 
     def flush(self) -> Iterator[str]:
         """What is left without a line's end."""
@@ -70,57 +69,3 @@ def follow_raw(path: Callable[[], Path], has_ended: Callable[[], bool], out: Bin
         if ended:
             return
         time.sleep(_POLL_S)
-
-
-def print_logs(run: Run, rank: int | None, node: int | None, has_ended: Callable[[], bool] | None) -> None:
-    """Prints the ranks' logs with a prefix each: all that there is, and, with `has_ended`, what comes until then.
-
-    Args:
-        run: the run.
-        rank: only this rank.
-        node: only this node, and with its own log, in which the launchers speak.
-        has_ended: None prints and returns.
-    """
-    open_logs: dict[Path, tuple[Tail, Lines, str]] = {}
-    while True:
-        ended = has_ended is None or has_ended()
-        for path in _chosen(run, rank, node):
-            if path not in open_logs:
-                open_logs[path] = (Tail(path), Lines(), prefix(run, path))
-        for tail, lines, title in open_logs.values():
-            for line in lines.feed(tail.read()):
-                print(f"{title} {line}")
-        sys.stdout.flush()
-        if ended:
-            break
-        time.sleep(_POLL_S)
-    for _, lines, title in open_logs.values():
-        for line in lines.flush():
-            print(f"{title} {line}")
-
-
-def _chosen(run: Run, rank: int | None, node: int | None) -> list[Path]:
-    ranks = sorted(run.logs.glob("rank-*.log"), key=_number)
-    if rank is not None:
-        return [path for path in ranks if _number(path) == rank]
-    procs = int(run.job["resources"]["procs_per_node"])
-    if node is not None:
-        return [run.logs / f"node-{node}.log", *(path for path in ranks if _number(path) // procs == node)]
-    # Before any rank has begun, the nodes' logs are all there is.
-    return ranks or sorted(run.logs.glob("node-*.log"), key=_number) or [run.path / "logs" / "slurm.log"]
-
-
-def _number(path: Path) -> int:
-    found = re.search(r"\d+", path.name)
-    return int(found[0]) if found else -1
-
-
-def prefix(run: Run, path: Path) -> str:
-    """`[n1 rank 0]`, with the host's name where the record has it."""
-    number = _number(path)
-    if path.name.startswith("rank-"):
-        record = read_json(run.path / "exit" / path.parent.name / f"rank-{number}.json")
-        procs = int(run.job["resources"]["procs_per_node"])
-        host = record["host"] if record and run.job["executor"] == "slurm" else f"node {number // procs}"
-        return f"[{host} rank {number}]"
-    return f"[node {number}]" if number >= 0 else "[slurm]"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, NoReturn
 
 from launch.errors import EXIT_CODES, REFUSED, LaunchError
+
+PROGRAM = "python -m launch"
+JSON_VERSION = 1
+"""Of what `--json` prints; docs/launcher.md describes it. A field may be added without a new number."""
 
 OPTIONS = (
     # option, placeholder, help: each is a LaunchSettings field of the same name
@@ -59,14 +63,22 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """
     # Split here and not by argparse: whatever stands after `--` belongs to the script.
     own, dashes, script_args = _split(list(words))
-    parser, commands = _parser()
-    if own and not own[0].startswith("-") and own[0] not in commands:
-        parser.error(f"COMMAND is {own[0]!r}; it must be one of {', '.join(commands)}.{_suggestion(own[0], commands)}")
-    arguments, unknown = parser.parse_known_args(own)
+    if not own or own[0].startswith("-"):
+        parser = _main_parser()
+        parser.parse_args(own)
+        parser.error("no COMMAND is given; the first word must be one.")
+    name = own[0]
+    if name not in VERBS:
+        known = ", ".join(VERBS)
+        _main_parser().error(f"COMMAND is {name!r}; it must be one of {known}.{_suggestion(name, VERBS)}")
+    parser = parser_of(name)
+    arguments, unknown = parser.parse_known_args(own[1:])
     if unknown:
-        commands[arguments.command].error(_about_unknown(unknown[0], commands[arguments.command]))
-    if dashes and arguments.command not in ("submit", "drill"):
-        raise LaunchError("`--` is given; only `submit` passes arguments on to a script, as does `drill`.")
+        parser.error(_about_unknown(unknown[0], parser))
+    if dashes and not VERBS[name].passes_on:
+        passing = [f"`{verb}`" for verb, facts in VERBS.items() if facts.passes_on]
+        raise LaunchError(f"`--` is given; only {', '.join(passing[:-1])} and {passing[-1]} pass words on.")
+    arguments.command = name
     arguments.script_args = script_args
     return arguments
 
@@ -96,49 +108,40 @@ def _split(words: list[str]) -> tuple[list[str], bool, list[str]]:
     return words[:index], True, words[index + 1 :]
 
 
-def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
-    """(the whole command line, the parser of each command)."""
+def _main_parser() -> _Parser:
+    commands = "\n".join(f"  {name:<12} {verb.help}" for name, verb in VERBS.items())
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
     parser = _Parser(
-        prog="python -m launch",
-        description="Runs a training script on several nodes, by Slurm or on this machine.",
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [options]",
+        description="Runs a training script on several nodes, by Slurm or on this machine.\n\n"
+        f"commands (`{PROGRAM} COMMAND --help` tells more):\n{commands}",
         epilog=f"exit codes:\n{codes}\n  all others are the training script's own; 128 + N is death by signal N",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
-    _add_submit(commands.add_parser("submit", help="start a job", allow_abbrev=False))
-    _add_resume(commands.add_parser("resume", help="go on with a run that stopped or failed", allow_abbrev=False))
-    _add_drill(commands.add_parser("drill", help="prove that runs survive stops, deaths and hangs", allow_abbrev=False))
-    for name, text in (
-        ("status", "how a run stands, and what failed first"),
-        ("logs", "what the ranks print"),
-        ("cancel", "stop a run"),
-        ("wait", "until the run ends; exits with its code"),
-    ):
-        parser_of_command = commands.add_parser(name, help=text, allow_abbrev=False)
-        parser_of_command.add_argument("run", nargs="?", metavar="RUN", help="name, job id or directory (latest)")
-        if name == "logs":
-            parser_of_command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-            parser_of_command.add_argument("--rank", type=int, metavar="R", help="only this rank")
-            parser_of_command.add_argument("--node", type=int, metavar="I", help="only this node, with its launcher")
-    return parser, dict(commands.choices)
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    return parser
 
 
-def _add_submit(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "python -m launch submit [options] [-- arguments for the training script]"
-    _add_settings(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
-    parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")
-
-
-def _add_drill(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "python -m launch drill [options] [-- arguments for the training script]"
-    _add_settings(parser)
-    parser.add_argument("--steps", type=int, default=9, metavar="N", help="optimizer steps of each run (default 9)")
-    parser.add_argument(
-        "--row-timeout-s", type=float, default=1800.0, metavar="S", help="a run is cancelled after this (default 1800)"
+def parser_of(name: str) -> _Parser:
+    """The options of one command. Only the one that was asked for is made: each costs a few milliseconds."""
+    verb = VERBS[name]
+    parser = _Parser(
+        prog=f"{PROGRAM} {name}",
+        description=f"{verb.help[0].upper()}{verb.help[1:]}.",
+        epilog="example:\n" + "\n".join(f"  {PROGRAM} {name} {example}".rstrip() for example in verb.examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    if verb.passes_on:
+        parser.usage = f"{PROGRAM} {name} [options] [-- {verb.passes_on}]"
+    verb.add(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON: docs/launcher.md describes it")
+    return parser
+
+
+# --- the options of each command
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -152,12 +155,80 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
 
 
-def _add_resume(parser: argparse.ArgumentParser) -> None:
+def _add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")
+
+
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    _add_wait(parser)
+
+
+def _add_drill(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser)
+    parser.add_argument("--steps", type=int, default=9, metavar="N", help="optimizer steps of each run (default 9)")
+    parser.add_argument(
+        "--row-timeout-s", type=float, default=1800.0, metavar="S", help="a run is cancelled after this (default 1800)"
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="name, job id or directory (latest)")
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
     for option, metavar, text in RESUME_OPTIONS:
         parser.add_argument(f"--{option}", metavar=metavar, help=text)
     parser.add_argument(
         "--override", metavar="KEY=VALUE", action="append", default=[], help="setting with a new value; repeatable"
     )
     parser.add_argument("--accept-data-change", action="store_true", help="go on although the data has changed")
-    parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")
+    _add_wait(parser)
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs-dir", metavar="PATH", help="only the runs in this folder (default: all of yours)")
+    parser.add_argument("--state", metavar="STATES", help="only these, with commas: RUNNING,PENDING,FAILED, …")
+    parser.add_argument("-n", "--last", type=int, default=20, metavar="N", help="the newest N (default 20; 0: all)")
+
+
+def _add_logs(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    parser.add_argument("--rank", type=int, metavar="R", help="only this rank")
+    parser.add_argument("--node", type=int, metavar="I", help="only this node, with its launcher")
+    parser.add_argument("--attempt", type=int, metavar="N", help="only this attempt")
+    parser.add_argument("--level", metavar="NAME", help="only lines of this level or above: info, warning or error")
+    parser.add_argument("-t", "--times", action="store_true", help="begin each line with the time at which it came")
+
+
+class Verb(NamedTuple):
+    """A command: what it does in a few words, what may be typed, which options it has."""
+
+    help: str
+    examples: Sequence[str]
+    add: Callable[[argparse.ArgumentParser], None]
+    passes_on: str = ""
+    """What the words after `--` are, where there may be any."""
+
+
+_SCRIPT = "arguments for the training script"
+VERBS: Mapping[str, Verb] = {
+    "submit": Verb("start a job", ["--nodes 2 --config run.yaml"], _add_submit, _SCRIPT),
+    "run": Verb(
+        "run here, in the foreground; Ctrl-C saves and stops", ["--config run.yaml --nodes 2"], _add_settings, _SCRIPT
+    ),
+    "print": Verb("show what would be submitted", ["--nodes 2 --config run.yaml"], _add_settings, _SCRIPT),
+    "list": Verb("all runs and how they stand", ["", "--state RUNNING,PENDING"], _add_list),
+    "status": Verb("how a run stands: progress, attempts, what failed first", ["", "my-run --json"], _add_run),
+    "logs": Verb("what the ranks print, in order", ["-f", "my-run --rank 3 --level warning"], _add_logs),
+    "cancel": Verb("stop a run", ["my-run"], _add_run),
+    "wait": Verb("until the run ends; exits with its code", ["my-run && echo done"], _add_run),
+    "resume": Verb("go on with a run that stopped or failed", ["my-run --time-min 600"], _add_resume),
+    "drill": Verb(
+        "prove that runs survive stops, deaths and hangs", ["--nodes 2 --config run.yaml"], _add_drill, _SCRIPT
+    ),
+}
+"""All commands, in the order of the help. The module of each is `launch/verbs/<name>.py`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ class Outcome:
 
 def read_outcome(folder: Path, num_nodes: int) -> Outcome:
     """The outcome from `exit/<attempt>/`."""
-    ranks = [record for path in sorted(folder.glob("rank-*.json")) if (record := read_json(path))]
-    nodes = [record for path in sorted(folder.glob("node-*.json")) if (record := read_json(path))]
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []  # once: a list of runs reads a thousand of them
+    ranks, nodes = (_records(folder, names, kind) for kind in ("rank-", "node-"))
     failures = [_failure(record) for record in ranks if record.get("code")]
     blamed = {failure.node for failure in failures}
     failures += [_failure(record) for record in nodes if record["own_code"] and record["node"] not in blamed]
@@ -88,6 +89,12 @@ def read_outcome(folder: Path, num_nodes: int) -> Outcome:
     )
     num_ended = sum(record.get("code") is not None for record in ranks)
     return Outcome(num_nodes, len(nodes), len(ranks), root_cause, len(failures), num_ended, saved)
+
+
+def _records(folder: Path, names: Iterable[str], kind: str) -> list[dict[str, Any]]:
+    """The records of a kind that are whole."""
+    wanted = (name for name in names if name.startswith(kind) and name.endswith(".json"))
+    return [record for name in wanted if (record := read_json(folder / name))]
 
 
 def root_cause_of(failures: Iterable[Failure]) -> Failure | None:

@@ -8,24 +8,32 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str, mode: int = 0o600) -> None:
-    """Writes the file under a temporary name, then fsync and rename: readers never see half of it."""
+def write_text(path: Path, text: str, mode: int = 0o600, *, is_synced: bool = True) -> None:
+    """Writes the file under a temporary name, then fsync and rename: readers never see half of it.
+
+    Args:
+        path: of the file.
+        text: all of it.
+        mode: of the file.
+        is_synced: False for what is soon written again: after a power cut it may be empty.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if is_synced:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, is_synced: bool = True) -> None:
     """`value` as ASCII JSON, which also holds bytes that are no UTF-8 (as lone surrogates)."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n", is_synced=is_synced)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,23 +1,87 @@
-"""How a run stands, in words."""
+"""How a run stands: as facts, for programs, and in words."""
 
 from __future__ import annotations
 
 import signal
+import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from launch import attempts
 from launch.outcome import Failure, exit_line
+from launch.pending import explanation
+from launch.progress import Progress, read_progress
 from launch.rank import TAIL_LINES, read_tail
 from launch.records import read_json
-from launch.runs import FAILED, Run, Status
+from launch.runs import FAILED, PENDING, RUNNING, Run, Status
+
+
+def status_facts(run: Run, status: Status) -> dict[str, Any]:
+    """All that is known of a run, as plain values: what `--json` prints. docs/launcher.md describes the fields."""
+    progress = read_progress(run)
+    cause = status.outcome.root_cause if status.has_ended else None
+    resources = run.job.get("resources", {})
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "job_id": run.job_id,
+        "executor": run.job.get("executor"),
+        "state": status.state,
+        "code": status.code if status.has_ended else None,
+        "reason": status.reason,
+        "explanation": explanation(status.reason) if status.state == PENDING else "",
+        "starts_at": status.starts_at or None,
+        "is_guess": status.is_guess,
+        "submitted_at": run.submission.get("submitted_at"),
+        "nodes": run.num_nodes,
+        "ranks": {
+            "expected": run.num_nodes * int(resources.get("procs_per_node") or 1),
+            "started": status.outcome.num_ranks_started,
+            "ended": status.outcome.num_ranks_ended,
+        },
+        "attempt": run.attempt,
+        "attempts": [_attempt_facts(run, number) for number in attempts.numbers(run.path)],
+        "progress": {
+            "step": progress.step,
+            "num_steps": progress.num_steps,
+            "loss": progress.loss,
+            "eval_loss": progress.eval_loss,
+            "tokens_per_s": progress.tokens_per_s,
+            "step_s": progress.step_s,
+            "eta_s": progress.eta_s if status.state == RUNNING else None,
+            "checkpoint_step": attempts.newest_step(run.path) or None,
+        },
+        "slow": _slow_ranks(run),
+        "cause": None if cause is None else {**asdict(cause), "log": str(_log(run, cause))},
+    }
+
+
+def _attempt_facts(run: Run, number: int) -> dict[str, Any]:
+    begun, ended = attempts.read_begin(run.path, number), attempts.read_end(run.path, number) or {}
+    return {
+        "attempt": number,
+        "job_id": begun.get("job_id"),
+        "began_at": begun.get("began_at"),
+        "ended_at": ended.get("ended_at"),
+        "code": ended.get("own_code"),
+        "step_before": begun.get("step"),
+        "step_after": ended.get("step"),
+        "reason": ended.get("reason"),
+    }
 
 
 def status_text(run: Run, status: Status) -> str:
-    """The lines of `launch status`: the state; on failure node, rank, code, first error, and where its log is."""
+    """The lines of `launch status`: the state; how far it is; on failure node, rank, code, first error and log."""
     attempt = f", attempt {run.attempt}" if run.attempt else ""
     reason = f" ({status.reason})" if status.reason not in ("", status.state) else ""
     lines = [f"{run.name}: {status.state}{reason}, job {run.job_id}{attempt}", f"folder   {run.path}"]
+    if status.state == PENDING:
+        lines += _pending_lines(status)
     if not status.has_ended:
         lines.append(f"ranks    {status.outcome.num_ranks_started} started")
+    lines += progress_lines(read_progress(run), is_running=status.state == RUNNING)
+    lines += _attempt_lines(run)
     cause = status.outcome.root_cause
     if status.state == FAILED and cause is not None:
         lines += _cause_lines(cause, _log(run, cause), status.outcome.num_failures)
@@ -27,6 +91,52 @@ def status_text(run: Run, status: Status) -> str:
     if status.has_ended and status.outcome.num_ranks_started:
         lines.append(exit_line(status.outcome, run.name))
     return "\n".join(lines) + "\n"
+
+
+def _pending_lines(status: Status) -> list[str]:
+    why = explanation(status.reason.rpartition("; ")[2])
+    return ([f"waits    {why}"] if why else []) + ([f"starts   {status.starts_at}"] if status.starts_at else [])
+
+
+def progress_lines(progress: Progress, *, is_running: bool) -> list[str]:
+    """Step, loss, pace and time to go; nothing where nothing is known."""
+    if progress.step is None or (progress.step == 0 and progress.loss is None and not progress.num_steps):
+        return []
+    total = f" of {progress.num_steps}" if progress.num_steps else ""
+    phase = progress.ranks[0].phase if is_running and progress.ranks else "step"
+    at = f" ({phase})" if phase != "step" else ""
+    words = [f"step     {progress.step}{total}{at}"]
+    words += [f"loss {progress.loss:.4f}"] if progress.loss is not None else []
+    words += [f"eval loss {progress.eval_loss:.4f}"] if progress.eval_loss is not None else []
+    words += [f"{progress.tokens_per_s:,.0f} tokens/s"] if progress.tokens_per_s is not None else []
+    words += [f"{progress.step_s:.3g} s a step"] if is_running and progress.step_s is not None else []
+    if is_running and progress.eta_s is not None:
+        words.append(f"{duration(progress.eta_s)} to go")
+    return [", ".join(words)]
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if hours == 0:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _attempt_lines(run: Run) -> list[str]:
+    """The attempts before this one."""
+    lines = []
+    for number in attempts.numbers(run.path)[:-1]:
+        facts = _attempt_facts(run, number)
+        began_at, ended_at = facts["began_at"], facts["ended_at"]
+        when = "" if began_at is None else time.strftime(" %Y-%m-%d %H:%M", time.localtime(began_at))
+        took = "" if began_at is None or ended_at is None else f", {duration(ended_at - began_at)}"
+        steps = f"steps {facts['step_before'] or 0} to {'?' if facts['step_after'] is None else facts['step_after']}"
+        code = "no record" if facts["code"] is None else f"code {facts['code']}"
+        lines.append(f"attempt  {number}:{when}{took}, saved {steps}, {code}")
+    return lines
 
 
 def _cause_lines(cause: Failure, log: Path, num_failures: int) -> list[str]:
@@ -41,13 +151,16 @@ def _cause_lines(cause: Failure, log: Path, num_failures: int) -> list[str]:
     return lines + [f"  | {line}" for line in cause.tail]
 
 
-def _slow_lines(run: Run) -> list[str]:
+def _slow_ranks(run: Run) -> list[dict[str, Any]]:
     """The ranks that take longer than the others, as their nodes have noted."""
-    records = [read_json(path) for path in sorted((run.path / "exit" / str(run.attempt or 0)).glob("slow-*.json"))]
+    paths = sorted((run.path / "exit" / str(run.attempt or 0)).glob("slow-*.json"))
+    return [record for path in paths if (record := read_json(path)) is not None]
+
+
+def _slow_lines(run: Run) -> list[str]:
     return [
         f"slow     rank {record['rank']} ({record['host']}) takes {record['slowness']:.1f} times as long as the others"
-        for record in records
-        if record is not None
+        for record in _slow_ranks(run)
     ]
 
 

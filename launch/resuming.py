@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch import cluster, runs
+from launch import cluster, executor, runs
 from launch.claims import Claim, latest_claim, make_claim
 from launch.errors import LaunchError, LockedError
 from launch.records import make_directory, read_json, write_text
@@ -20,7 +20,7 @@ from launch.runs import Run
 from launch.secret_values import secret_problems
 from launch.settings import LaunchSettings, default_lead_s
 from launch.spec import JobSpec
-from launch.submit import executor_view, write_submission
+from launch.submit import write_submission
 from strict_settings import Problem, SettingsError, build, parse_command_line
 
 _REWRITTEN = ("job.json", "submit.sh", "plan.txt")
@@ -142,7 +142,7 @@ def _refuse_unless_ended(run: Run, claim: Claim | None) -> None:
         if run.job.get("executor") == "slurm" and (job_id := cluster.adopt(str(run.path), claim)) is not None:
             write_submission(run, claim, {"executor": "slurm", "job_id": job_id, "command": []}, os.environ)
     deadline = time.monotonic() + COMPLETING_S
-    while (view := executor_view(run)).presence != "ended":
+    while (view := executor.view(run)).presence != "ended":
         status = runs.status_of(run, lambda view=view: view)  # type: ignore[misc]
         if view.presence == "running" and status.has_ended and time.monotonic() < deadline:
             time.sleep(0.5)  # its nodes are being freed

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,12 +113,39 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Snapshot(Run):
+    """A run as it is at one moment: each of its files is read once. For a look at many runs."""
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        return super().job
+
+    @cached_property
+    def submission(self) -> dict[str, Any]:
+        return super().submission
+
+    @cached_property
+    def attempt(self) -> int | None:
+        return super().attempt
+
+    @cached_property
+    def current_attempt(self) -> int:
+        return super().current_attempt
+
+    @cached_property
+    def end(self) -> dict[str, Any] | None:
+        return super().end
+
+
+@dataclass(frozen=True)
 class View:
     """What the executor says of a job."""
 
     presence: Literal["waiting", "running", "ended", "unknown"]
     reason: str = ""
     """Why it waits, or in one word how it ended, as far as the executor says."""
+    starts_at: str = ""
+    """When the executor expects it to start, in its own words."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +159,8 @@ class Status:
     """The executor can't be asked: the run's own records are all that is known."""
     chain_code: int | None = None
     """The code with which the chain of attempts has ended, where that was decided."""
+    starts_at: str = ""
+    """Of a run that waits: when the executor expects it to start."""
 
     @property
     def has_ended(self) -> bool:
@@ -176,7 +206,8 @@ def status_of(run: Run, ask_executor: Callable[[], View]) -> Status:
         state = FAILED
     else:
         state = LOST
-    return Status(state, outcome, reason, is_guess=view.presence == "unknown")
+    starts_at = view.starts_at if state == PENDING else ""
+    return Status(state, outcome, reason, is_guess=view.presence == "unknown", starts_at=starts_at)
 
 
 def _ended_by_decision(run: Run, outcome: Outcome, end: dict[str, Any]) -> Status:
@@ -231,6 +262,23 @@ def find(wanted: str | None, registry: Path, working_dir: Path) -> Run:
         raise LaunchError("there is no run yet; start one with `python -m launch submit`.")
     latest = ", ".join(dict.fromkeys(entry["name"] for entry in reversed(entries[-5:]))) or "none"
     raise LaunchError(f"RUN is {wanted!r}; it must be a run's name, job id or directory. Latest: {latest}.")
+
+
+def all_runs(registry: Path, folder: Path | None) -> list[Path]:
+    """The directories of all runs, oldest first.
+
+    Args:
+        registry: the list of this user's runs.
+        folder: only the runs that lie in it, also those that the list does not have; None: those of the list.
+    """
+    if folder is not None:
+        names = os.listdir(folder) if folder.is_dir() else []
+        found = [
+            (path.stat().st_mtime, path.parent) for name in names if (path := folder / name / "job.json").is_file()
+        ]
+        return [path for _, path in sorted(found)]
+    paths = list(dict.fromkeys(entry["run_dir"] for entry in reversed(_entries(registry))))
+    return [Path(path) for path in reversed(paths) if os.path.exists(f"{path}/job.json")]
 
 
 def _entries(registry: Path) -> list[dict[str, str]]:

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch import attempts, cluster, jobs, processes, runs
+from launch import cluster, processes, runs
 from launch.claims import CLAIM, Claim, latest_claim
 from launch.env_file import read_env_file
 from launch.errors import REFUSED, LaunchError
 from launch.records import make_directory, read_json, write_json, write_text
-from launch.runs import Run, View
+from launch.runs import Run
 from launch.spec import DEFAULT_SCRIPT, JobSpec, python_path
 
 CHECK_TIMEOUT_S = 60.0
@@ -186,47 +186,3 @@ def _start_here(spec: JobSpec, claim: Claim, _script: str, environ: Mapping[str,
     ticks = processes.start_ticks(process.pid)
     process.returncode = 0  # it is on its own from here: Popen must not warn that it still runs
     return {"executor": "local", "job_id": job_id, "command": command, "pid": process.pid, "start_ticks": ticks}
-
-
-# --- afterwards
-
-
-def executor_view(run: Run) -> View:
-    """What the executor says of the run's job."""
-    submission = run.submission
-    if not submission:
-        return View("unknown", "it was not submitted to the end: submission.json is missing")
-    if submission["executor"] == "slurm":
-        return jobs.view(run.job_id)
-    if submission["host"] != socket.gethostname():
-        return View("unknown", f"it runs on {submission['host']}")
-    return View("running" if _supervisor_lives(submission) else "ended")
-
-
-def is_running(run: Run) -> bool:
-    """Whether the executor still holds something of the run: processes here, nodes on a cluster."""
-    return executor_view(run).presence == "running"
-
-
-def _supervisor_lives(submission: Mapping[str, Any]) -> bool:
-    ticks = processes.start_ticks(int(submission["pid"]))
-    return ticks is not None and ticks == submission["start_ticks"]
-
-
-def cancel(run: Run) -> None:
-    """Asks the executor to stop the job, and notes that it was asked."""
-    submission = run.submission
-    if not submission:
-        raise LaunchError(f"{run.path} has no submission.json; there is nothing to cancel.")
-    if submission["executor"] == "local" and submission["host"] != socket.gethostname():
-        raise LaunchError(f"the run is local to {submission['host']}; cancel it there.")
-    runs.note_cancelled(run.path, "launch cancel")
-    if submission["executor"] == "slurm":
-        successor = attempts.read_begin(run.path, run.current_attempt).get("successor")
-        try:
-            jobs.cancel(*dict.fromkeys(filter(None, (run.job_id, successor))))
-        except LaunchError:
-            (run.path / "cancelled.json").unlink(missing_ok=True)  # it goes on
-            raise
-    elif _supervisor_lives(submission):
-        processes.send([submission["pid"]], signal.SIGTERM)

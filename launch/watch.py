@@ -11,6 +11,7 @@ from typing import Any
 from launch import processes
 from launch.errors import HANG, OK, STOPPED, reason_of
 from launch.hang import Finding, examine
+from launch.notes import LINES_INTERVAL_S, LineClock, ProgressNotes
 from launch.rank import TAIL_LINES, read_tail
 from launch.records import read_json, write_json
 from launch.spec import JobSpec
@@ -45,12 +46,20 @@ class NodeWatch:
         self._asked_at = 0.0
         self._peer_hangs = False
         self._slow: dict[int, float] = {}
+        ranks = range(self._first_rank, self._first_rank + spec.procs_per_node)
+        self._line_clock = LineClock(logs, node, ranks)
+        self._progress = ProgressNotes(records, node, self._first_rank, spec.resources.nodes, socket.gethostname())
+        self._noted_at = float("-inf")
 
     def look(self) -> None:
         """Takes the board, and what others have written, as it is into account."""
         self._ask_outside()
         slots = self.board.slots()
         self._stillness.look(slots, time.monotonic())
+        if time.monotonic() - self._noted_at >= LINES_INTERVAL_S:
+            self._noted_at = time.monotonic()
+            self._line_clock.look()
+            self._progress.look(slots, self._noted_at)
         for slot in slots:
             if slot.pid and slot.slowness >= SLOW and slot.slowness > 1.25 * self._slow.get(slot.local_rank, 0.0):
                 self._tell_slow(slot)
@@ -128,6 +137,12 @@ class NodeWatch:
         print(f"warning: rank {rank} on {host} computes {slot.slowness:.1f} times as long as the others", flush=True)
         record = {"rank": rank, "host": host, "slowness": slot.slowness, "step": slot.step, "at": time.time()}
         write_json(self._records / f"slow-{rank}.json", record)
+
+    def close(self) -> None:
+        """Notes the last lines and how far the ranks came, and lets go of the board."""
+        self._line_clock.look()
+        self._progress.look(self.board.slots(), float("inf"))
+        self.board.close()
 
     def _rank(self, slot: Slot) -> int:
         return self._first_rank + slot.local_rank

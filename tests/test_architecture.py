@@ -72,13 +72,20 @@ LAYERS = {
         "__init__ errors records processes devices",
         "chain claims env_file network memory_limit outcome rendezvous options hang secret_values",
         "attempts spec",
-        "rank watchdog places meeting",
+        "rank watchdog places meeting notes pending logs",
         "settings command runs watch",
-        "script agent logs report local jobs",
-        "cluster",
+        "script agent local jobs progress merged_logs",
+        "cluster report executor",
         "submit",
         "batch resuming drill",
+        "verbs",
         "__main__",
+    ],
+    # A module for each command.
+    "launch/verbs": [
+        "__init__ common",
+        "submit resume drill status wait cancel list logs",
+        "print run",
     ],
 }
 """Package → its modules, lowest first. Those on one line do not import each other."""

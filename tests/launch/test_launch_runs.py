@@ -124,24 +124,24 @@ def test_a_cancelled_job_is_gone_with_its_last_record_or_after_slurms_grace(run:
 def test_it_is_told_once_that_only_the_records_are_known(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from launch import submit
-    from launch.__main__ import _Watch
+    from launch import executor
+    from launch.verbs.common import Watch
 
-    monkeypatch.setattr("launch.__main__.SQUEUE_INTERVAL_S", 0.0)
-    monkeypatch.setattr(submit, "executor_view", lambda _: View("unknown", "squeue is not on PATH"))
-    watch = _Watch(run)
+    monkeypatch.setattr("launch.verbs.common.SQUEUE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(executor, "view", lambda _: View("unknown", "squeue is not on PATH"))
+    watch = Watch(run)
     assert (watch.has_ended(), watch.has_ended()) == (False, False)
     assert capsys.readouterr().err == "squeue is not on PATH: only the run's own records tell how it stands.\n"
 
 
 def test_a_job_that_scancel_did_not_take_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launch import submit
+    from launch import executor
 
     monkeypatch.setenv("PATH", "")
     submission = {"executor": "slurm", "job_id": "7", "host": "ctl"}
     (run.path / "submission.json").write_text(json.dumps(submission))
     with pytest.raises(LaunchError, match="scancel is not on PATH"):
-        submit.cancel(run)
+        executor.cancel(run)
     assert not run.is_cancelled
 
 

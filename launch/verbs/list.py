@@ -1,0 +1,102 @@
+"""`launch list`: all runs and how they stand, with one call of the scheduler."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launch import runs
+from launch.errors import OK, LaunchError
+from launch.executor import ViewOfMany
+from launch.progress import read_progress
+from launch.report import duration
+from launch.runs import Snapshot, Status
+from launch.verbs.common import print_json
+
+STATES = (runs.PENDING, runs.RUNNING, *runs.ENDED)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a line for each run, the newest first."""
+    wanted = _states(arguments.state)
+    folder = None if arguments.runs_dir is None else Path(arguments.runs_dir).absolute()
+    paths = runs.all_runs(runs.registry_path(os.environ), folder)
+    rows: list[dict[str, Any]] = []
+    for row in _rows(paths):
+        if arguments.last and len(rows) >= arguments.last:
+            break
+        if row["state"] in wanted:
+            rows.append(row)
+    if arguments.json:
+        print_json("list", runs=rows, num_runs=len(paths))
+        return OK
+    for line in table(rows, time.time()):
+        print(line)
+    if len(rows) < len(paths) and len(rows) == arguments.last:
+        print(f"the newest {len(rows)} of {len(paths)}; --last 0 shows all")
+    elif not rows:
+        print("no run" + (" in one of these states" if arguments.state else ""))
+    return OK
+
+
+def _states(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return STATES
+    states = tuple(word.strip().upper() for word in text.split(","))
+    for state in states:
+        if state not in STATES:
+            raise LaunchError(f"--state is {state!r}; it must be one of {', '.join(STATES)}.")
+    return states
+
+
+def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The facts of each run, the newest first."""
+    views = ViewOfMany()
+    for path in reversed(paths):
+        found = Snapshot(path)
+        yield _row(found, runs.status_of(found, lambda found=found: views(found)))  # type: ignore[misc]
+
+
+def _row(run: Snapshot, status: Status) -> dict[str, Any]:
+    progress = read_progress(run) if status.state == runs.RUNNING else None
+    return {
+        "run": run.name,
+        "path": str(run.path),
+        "job_id": run.job_id,
+        "executor": run.job.get("executor"),
+        "state": status.state,
+        "code": status.code if status.has_ended else None,
+        "reason": status.reason,
+        "nodes": run.num_nodes,
+        "attempt": run.attempt,
+        "submitted_at": run.submission.get("submitted_at"),
+        "step": None if progress is None else progress.step,
+        "num_steps": None if progress is None else progress.num_steps,
+        "eta_s": None if progress is None else progress.eta_s,
+    }
+
+
+_HEAD = ("RUN", "STATE", "JOB", "NODES", "ATTEMPT", "SUBMITTED", "")
+
+
+def table(rows: list[dict[str, Any]], now: float) -> list[str]:
+    """The lines for people: columns as wide as they need to be. Pure."""
+    cells = [_HEAD, *(_cells(row, now) for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _cells(row: dict[str, Any], now: float) -> tuple[str, ...]:
+    said = f"{row['reason']}" if row["state"] not in (runs.RUNNING, runs.COMPLETED) else ""
+    if row["step"] is not None:
+        said = f"step {row['step']}" + (f" of {row['num_steps']}" if row["num_steps"] else "")
+        said += f", {duration(row['eta_s'])} to go" if row["eta_s"] is not None else ""
+    if row["code"]:
+        said = f"code {row['code']}" + (f": {said}" if said and said != row["state"] else "")
+    age = "" if row["submitted_at"] is None else f"{duration(max(0.0, now - row['submitted_at']))} ago"
+    attempt = "" if row["attempt"] is None else str(row["attempt"])
+    return row["run"], row["state"], row["job_id"], str(row["nodes"]), attempt, age, said

@@ -1,0 +1,79 @@
+"""`launch submit`: checks everything, then starts the job. The same checks serve `print` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from launch import cluster, devices, local, options, resuming, script, settings
+from launch import submit as effects
+from launch.errors import OK
+from launch.runs import Run
+from launch.spec import JobSpec
+from launch.verbs.common import print_json, started
+from strict_settings import SettingsError
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the plan, or starts the job."""
+    spec, plan = prepared(arguments)
+    if arguments.dry_run:
+        return show("submit", spec, plan, is_json=arguments.json)
+    return started("submit", submitted(spec, plan, arguments), spec.executor, arguments)
+
+
+def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:
+    """(the job, its whole dry run), with everything checked that needs no claim on the run directory."""
+    working_dir = Path.cwd()
+    draft = settings.read(_request(arguments), working_dir, Path.home())
+    executor, note = cluster.choose_executor(draft.settings.executor)
+    if note:
+        print(note, file=sys.stderr)
+    spec = settings.resolve(draft, executor, working_dir)
+    if executor == "slurm" and (problems := list(cluster.request_problems(spec, cluster.read_partitions()))):
+        raise SettingsError(draft.placed(problems))
+    if executor == "slurm":
+        spec = replace(spec, kill_wait_s=cluster.kill_wait_s())
+    if executor == "local" and (problems := list(local.request_problems(spec, devices.num_gpus(os.environ)))):
+        raise SettingsError(draft.placed(problems))
+    return spec, script.plan_text(spec, cluster.without_outer_job(os.environ))
+
+
+def show(verb: str, spec: JobSpec, plan: str, *, is_json: bool) -> int:
+    """Prints what would be submitted, once the script itself has checked its settings."""
+    effects.check_script(spec, os.environ)
+    if is_json:
+        print_json(verb, run=spec.name, path=spec.run_dir, executor=spec.executor, job=spec.to_json(), plan=plan)
+        return OK
+    # The very bytes of plan.txt, whatever the terminal's encoding.
+    sys.stdout.buffer.write(plan.encode("utf-8", errors="surrogateescape"))
+    sys.stdout.buffer.flush()
+    return OK
+
+
+def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace) -> Run:
+    """Starts the job; its run."""
+    # Claimed before the checks, which take seconds: a second submission is told at once.
+    with resuming.claimed(Path(spec.run_dir)) as claim:
+        effects.check_script(spec, os.environ)
+        if not arguments.skip_audit and (said := effects.audit_data(spec, os.environ)):
+            print(said, file=sys.stderr)
+        return effects.submit(spec, claim, script.script_text(spec), plan, os.environ)
+
+
+def _request(arguments: argparse.Namespace) -> settings.Request:
+    given = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in options.OPTIONS}
+    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    if arguments.fsdp:
+        words.append("--fsdp=true")
+    return settings.Request(
+        config=arguments.config,
+        profile=arguments.profile,
+        name=arguments.name,
+        options=tuple(words),
+        env=tuple(arguments.env),
+        script_args=tuple(arguments.script_args),
+    )
