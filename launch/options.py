@@ -204,6 +204,50 @@ def _add_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--times", action="store_true", help="begin each line with the time at which it came")
 
 
+def _add_top(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--once", action="store_true", help="print one picture and end")
+    parser.add_argument("--interval-s", type=float, default=1.0, metavar="S", help="between pictures (default 1)")
+
+
+def _add_resubmit(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    for option, metavar, text in RESUME_OPTIONS:
+        parser.add_argument(f"--{option}", metavar=metavar, help=text)
+    parser.add_argument("--name", metavar="NAME", help="name of the new run (default: the old one's and a number)")
+    parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    _add_wait(parser)
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="names, job ids or directories")
+
+
+def _add_tensorboard(parser: argparse.ArgumentParser) -> None:
+    _add_runs(parser)
+    parser.add_argument("--port", type=int, metavar="N", help="port on this machine (default: a free one)")
+
+
+def _add_attach(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--node", type=int, default=0, metavar="I", help="number of the node (default 0)")
+
+
+def _add_clean(parser: argparse.ArgumentParser) -> None:
+    _add_runs(parser)
+    parser.add_argument("--older-than", type=float, metavar="DAYS", help="runs that ended so many days ago")
+    parser.add_argument("--state", metavar="STATES", help="runs of these states, with commas: FAILED,CANCELLED, …")
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="only checkpoints; of runs that can go on, the newest stays"
+    )
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+
+
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish", "words"), help="words: what could stand there")
+
+
 class Verb(NamedTuple):
     """A command: what it does in a few words, what may be typed, which options it has."""
 
@@ -224,11 +268,26 @@ VERBS: Mapping[str, Verb] = {
     "list": Verb("all runs and how they stand", ["", "--state RUNNING,PENDING"], _add_list),
     "status": Verb("how a run stands: progress, attempts, what failed first", ["", "my-run --json"], _add_run),
     "logs": Verb("what the ranks print, in order", ["-f", "my-run --rank 3 --level warning"], _add_logs),
+    "top": Verb("a live picture of a run: progress, curves, ranks", ["", "my-run"], _add_top),
     "cancel": Verb("stop a run", ["my-run"], _add_run),
     "wait": Verb("until the run ends; exits with its code", ["my-run && echo done"], _add_run),
     "resume": Verb("go on with a run that stopped or failed", ["my-run --time-min 600"], _add_resume),
+    "resubmit": Verb(
+        "a run once more from its beginning",
+        ["my-run", "my-run --nodes 4 -- --learning_rate 2e-5"],
+        _add_resubmit,
+        f"{_SCRIPT}, in place of those of the same name",
+    ),
+    "attach": Verb("a shell on a node of a run", ["my-run --node 1", "my-run -- nvidia-smi"], _add_attach, "a command"),
+    "tensorboard": Verb("curves in a browser, on this machine only", ["", "run-a run-b"], _add_tensorboard),
+    "clean": Verb(
+        "remove runs that have ended, or their checkpoints", ["--older-than 30 --checkpoints", "my-run"], _add_clean
+    ),
     "drill": Verb(
         "prove that runs survive stops, deaths and hangs", ["--nodes 2 --config run.yaml"], _add_drill, _SCRIPT
+    ),
+    "completion": Verb(
+        "completion of the word `launch` in your shell", ["bash >> ~/.bashrc"], _add_completion, "words"
     ),
 }
 """All commands, in the order of the help. The module of each is `launch/verbs/<name>.py`."""

@@ -198,14 +198,14 @@ def _told(spec: JobSpec, overrides: Sequence[str], *, accepts_data: bool) -> Job
     told = [word for key, value in values.items() for word in (f"--{key}", value)]
     told += ["--resume_override", f"[{', '.join(keys)}]"] if keys else []
     told += ["--accept_data_change", "true"] if accepts_data else []
-    return dataclasses.replace(spec, script_args=_without(spec.script_args, values), resume_args=tuple(told))
+    return dataclasses.replace(spec, script_args=without_options(spec.script_args, values), resume_args=tuple(told))
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
     return {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
-def _without(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+def without_options(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
     """`--name value` and `--name=value` taken out: each may be given once."""
     kept: list[str] = []
     remaining = list(words)

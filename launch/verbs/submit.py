@@ -14,7 +14,7 @@ from launch.errors import OK
 from launch.runs import Run
 from launch.spec import JobSpec
 from launch.verbs.common import print_json, started
-from strict_settings import SettingsError
+from strict_settings import Problem, SettingsError
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,13 +33,18 @@ def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:
     if note:
         print(note, file=sys.stderr)
     spec = settings.resolve(draft, executor, working_dir)
-    if executor == "slurm" and (problems := list(cluster.request_problems(spec, cluster.read_partitions()))):
+    if problems := request_problems(spec):
         raise SettingsError(draft.placed(problems))
     if executor == "slurm":
         spec = replace(spec, kill_wait_s=cluster.kill_wait_s())
-    if executor == "local" and (problems := list(local.request_problems(spec, devices.num_gpus(os.environ)))):
-        raise SettingsError(draft.placed(problems))
     return spec, script.plan_text(spec, cluster.without_outer_job(os.environ))
+
+
+def request_problems(spec: JobSpec) -> list[Problem]:
+    """What the job asks for and the cluster, or this machine, can't give."""
+    if spec.executor == "slurm":
+        return list(cluster.request_problems(spec, cluster.read_partitions()))
+    return list(local.request_problems(spec, devices.num_gpus(os.environ)))
 
 
 def show(verb: str, spec: JobSpec, plan: str, *, is_json: bool) -> int:
