@@ -39,7 +39,8 @@ def write_json(path: Path, value: Any, *, is_synced: bool = True) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in the file, or None where there is no such file or no whole record in it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            value = json.loads(file.read().decode())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -132,25 +132,33 @@ def _curve(title: str, points: Sequence[tuple[int, float]], width: int, height: 
 def braille(values: Sequence[float], width: int, height: int) -> list[str]:
     """A curve of braille dots, two by four in each cell: `height` lines of `width` characters.
 
-    Values are averaged where there are more than dots; a flat curve lies in the middle.
+    Values are averaged where there are more than columns of dots, and joined by lines where there are fewer. A flat
+    curve lies in the middle.
     """
-    num_x, num_y = 2 * width, 4 * height
-    low, high = min(values), max(values)
-    span = high - low
+    columns = _resampled(values, 2 * width)
+    low, high = min(columns), max(columns)
     cells = [[0] * width for _ in range(height)]
     before: int | None = None
-    for x in range(min(num_x, len(values)) if len(values) < num_x else num_x):
-        if len(values) < num_x:
-            value, column = values[x], x * (num_x - 1) // max(1, len(values) - 1)
-        else:
-            part = values[x * len(values) // num_x : (x + 1) * len(values) // num_x]
-            value, column = sum(part) / len(part), x
-        y = num_y // 2 if span == 0 else round((high - value) / span * (num_y - 1))
-        reach = range(y, y + 1) if before is None else range(min(y, before), max(y, before) + 1)
-        for row in reach:
-            cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
+    for x, value in enumerate(columns):
+        y = 2 * height if high == low else round((high - value) / (high - low) * (4 * height - 1))
+        for row in range(min(y, y if before is None else before), max(y, y if before is None else before) + 1):
+            cells[row // 4][x // 2] |= _DOTS[row % 4][x % 2]
         before = y
     return ["".join(chr(0x2800 + dots) for dots in line) for line in cells]
+
+
+def _resampled(values: Sequence[float], number: int) -> list[float]:
+    """`number` values of the same course."""
+    if len(values) >= number:
+        parts = (values[x * len(values) // number : (x + 1) * len(values) // number] for x in range(number))
+        return [sum(part) / len(part) for part in parts]
+    found = []
+    for x in range(number):
+        place = x * (len(values) - 1) / max(1, number - 1)
+        left = min(int(place), len(values) - 1)
+        right = min(left + 1, len(values) - 1)
+        found.append(values[left] + (place - left) * (values[right] - values[left]))
+    return found
 
 
 def _ranks(ranks: Sequence[RankProgress], num_rows: int, width: int) -> list[Row]:

@@ -72,10 +72,10 @@ LAYERS = {
         "__init__ errors records processes devices",
         "chain claims env_file network memory_limit outcome rendezvous options hang secret_values",
         "attempts spec",
-        "rank watchdog places meeting notes pending logs",
+        "rank watchdog places meeting notes pending logs row_cache",
         "settings command runs watch",
         "script agent local jobs progress merged_logs",
-        "cluster report executor",
+        "cluster report executor screen",
         "submit",
         "batch resuming drill",
         "verbs",
@@ -84,8 +84,8 @@ LAYERS = {
     # A module for each command.
     "launch/verbs": [
         "__init__ common",
-        "submit resume drill status wait cancel list logs",
-        "print run",
+        "submit resume drill status wait cancel list logs top attach tensorboard clean completion",
+        "print run resubmit",
     ],
 }
 """Package → its modules, lowest first. Those on one line do not import each other."""

@@ -14,6 +14,7 @@ from launch.errors import OK, LaunchError
 from launch.executor import ViewOfMany
 from launch.progress import read_progress
 from launch.report import duration
+from launch.row_cache import RowCache, key_of
 from launch.runs import Snapshot, Status
 from launch.verbs.common import print_json
 
@@ -25,12 +26,14 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = _states(arguments.state)
     folder = None if arguments.runs_dir is None else Path(arguments.runs_dir).absolute()
     paths = runs.all_runs(runs.registry_path(os.environ), folder)
+    cache = RowCache(runs.registry_path(os.environ).with_name("ended.json"))
     rows: list[dict[str, Any]] = []
-    for row in _rows(paths):
+    for row in _rows(paths, cache):
         if arguments.last and len(rows) >= arguments.last:
             break
         if row["state"] in wanted:
             rows.append(row)
+    cache.save()
     if arguments.json:
         print_json("list", runs=rows, num_runs=len(paths))
         return OK
@@ -53,12 +56,19 @@ def _states(text: str | None) -> tuple[str, ...]:
     return states
 
 
-def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+def _rows(paths: list[Path], cache: RowCache) -> Iterator[dict[str, Any]]:
     """The facts of each run, the newest first."""
     views = ViewOfMany()
     for path in reversed(paths):
-        found = Snapshot(path)
-        yield _row(found, runs.status_of(found, lambda found=found: views(found)))  # type: ignore[misc]
+        row = cache.get(str(path))
+        if row is None:
+            found = Snapshot(path)
+            key = key_of(str(path), found.attempt)
+            status = runs.status_of(found, lambda found=found: views(found))  # type: ignore[misc]
+            row = _row(found, status)
+            if status.has_ended and not status.is_guess and status.state != runs.LOST:
+                cache.put(str(path), row, key)
+        yield row
 
 
 def _row(run: Snapshot, status: Status) -> dict[str, Any]:

@@ -1,0 +1,309 @@
+"""`launch list` and `launch status`: from hand-made records, with a stand-in for squeue."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import calls, end_run, made_run, stand_in, write
+
+from launch import jobs, runs
+from launch.__main__ import main
+from launch.pending import explanation
+from launch.progress import read_log, read_progress
+from launch.report import duration, status_facts
+from launch.runs import Run, View
+from launch.spec import ROOT, JobSpec
+
+MakeSpec = Callable[..., JobSpec]
+QUIET_PYTHON_S = 0.021
+"""What `python -c pass` takes where the limit below was measured."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, with a stand-in for squeue that prints `<folder>/jobs`."""
+    monkeypatch.chdir(tmp_path)
+    stand_in(tmp_path / "bin", "squeue", f"cat {tmp_path}/jobs")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    (tmp_path / "jobs").write_text("")
+    return tmp_path
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, dict[str, Any]]:
+    """What `launch list --json` prints, by name of the run."""
+    capsys.readouterr()
+    assert main(["list", "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["version"], found["verb"]) == (1, "list")
+    return {row["run"]: row for row in found["runs"]}
+
+
+def progress_record(node: int, **changes: Any) -> dict[str, Any]:
+    ranks = [
+        {"rank": 2 * node + index, "phase": "step", "step": 31, "num_steps": 100, "step_s": 0.5, "slowness": 1.0}
+        | changes
+        for index in (0, 1)
+    ]
+    return {"node": node, "host": f"n{node + 1}", "at": 50.0, "ranks": ranks}
+
+
+def test_every_state_with_one_call_of_the_scheduler(
+    folder: Path, make_spec: MakeSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {name: made_run(folder / "runs" / name, make_spec, job_id=str(number)) for number, name in
+            enumerate(("done", "failed", "waits", "runs", "gone", "killed"), start=10)}  # fmt: skip
+    for number, run in enumerate(made.values(), start=10):
+        runs.register(runs.registry_path(os.environ), run.path, run.name, str(number))
+    end_run(made["done"])
+    end_run(made["failed"], 42)
+    (made["runs"].path / "exit" / "0").mkdir(parents=True)
+    for node in (0, 1):
+        write(made["runs"].path / "exit" / "0" / f"progress-{node}.json", progress_record(node))
+    (folder / "jobs").write_text(
+        "12|PENDING|Resources|2026-11-21T18:00:00\n13|RUNNING|None|N/A\n15|NODE_FAIL|None|N/A\n"
+    )
+    found = listed(capsys)
+    states = {name: row["state"] for name, row in found.items()}
+    assert states == {"done": "COMPLETED", "failed": "FAILED", "waits": "PENDING", "runs": "RUNNING", "gone": "LOST",
+                      "killed": "FAILED"}  # fmt: skip
+    assert list(found) == list(reversed(made))
+    assert (found["failed"]["code"], found["waits"]["reason"]) == (42, "Resources")
+    assert (found["runs"]["step"], found["runs"]["num_steps"], found["runs"]["eta_s"]) == (30, 100, 35.0)
+    assert len(calls(folder / "bin", "squeue")) == 1
+
+
+def test_a_scheduler_that_does_not_answer_is_asked_once(
+    folder: Path, make_spec: MakeSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(folder / "bin", "squeue", "echo 'squeue: error: no route' >&2; exit 1")
+    for number in range(3):
+        made_run(folder / "runs" / f"r{number}", make_spec, job_id=str(number))
+    states = {row["state"] for row in listed(capsys, "--runs-dir", "runs").values()}
+    assert states == {"PENDING"}
+    assert len(calls(folder / "bin", "squeue")) == 1
+
+
+def test_what_is_listed(folder: Path, make_spec: MakeSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == "no run\n"
+    for number in range(30):
+        run = made_run(folder / "here" / f"r{number:02}", make_spec)
+        os.utime(run.path / "job.json", (number, number))
+        end_run(run, 42 if number == 3 else 0)
+    assert list(listed(capsys, "--runs-dir", "here")) == [f"r{number:02}" for number in range(29, 9, -1)]
+    assert len(listed(capsys, "--runs-dir", "here", "--last", "0")) == 30
+    assert list(listed(capsys, "--runs-dir", "here", "--state", "failed,LOST")) == ["r03"]
+    assert calls(folder / "bin", "squeue") == []
+    assert main(["list", "--runs-dir", "here", "-n", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["RUN", "STATE", "JOB", "NODES", "ATTEMPT", "SUBMITTED"]
+    assert lines[1].split()[:5] == ["r29", "COMPLETED", "7", "2", "0"]
+    assert lines[2] == "the newest 1 of 30; --last 0 shows all"
+    assert main(["list", "--state", "DONE"]) == 2
+    assert "--state is 'DONE'; it must be one of PENDING" in capsys.readouterr().err
+
+
+def test_what_is_kept_of_ended_runs_is_forgotten_when_they_go_on(
+    folder: Path, make_spec: MakeSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_run(folder / "runs" / "r", make_spec)
+    end_run(run, 42)
+    for _ in range(2):
+        assert listed(capsys, "--runs-dir", "runs")["r"]["state"] == "FAILED"
+    job = (run.path / "job.json").read_bytes()
+    (run.path / "job.json").write_text("{}")  # what was kept is used: this would be another row
+    assert listed(capsys, "--runs-dir", "runs")["r"]["nodes"] == 2
+    (run.path / "job.json").write_bytes(job)
+    write(run.path / "claims" / "1.json", {"job_id": "8"})  # as `resume` does
+    (folder / "jobs").write_text("7|PENDING|Priority|N/A\n")
+    assert listed(capsys, "--runs-dir", "runs")["r"]["state"] == "PENDING"
+
+
+def test_a_thousand_runs(folder: Path, make_spec: MakeSpec) -> None:
+    """The whole command, once it has seen them, in 300 ms of a quiet machine's processor, with one scheduler call."""
+    template = made_run(folder / "template", make_spec)
+    end_run(template)
+    files = {path.relative_to(template.path): path.read_bytes() for path in template.path.rglob("*") if path.is_file()}
+    for number in range(1000):
+        path = folder / "runs" / f"r{number:04}"
+        for name, data in files.items():
+            if number % 10 or name.parts[0] != "exit":  # every tenth has not begun: the scheduler must be asked
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes(data)
+        runs.register(runs.registry_path(os.environ), path, path.name, "7")
+    (folder / "jobs").write_text("7|PENDING|Priority|N/A\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    bare = _processor_time_s([sys.executable, "-c", "pass"], environment)
+    words = [sys.executable, "-m", "launch", "list", "--last", "0"]
+    taken = _processor_time_s(words, environment)
+    assert len(calls(folder / "bin", "squeue")) == 3
+    assert set(calls(folder / "bin", "squeue")) == {"-h -t all --me -o %i|%T|%r|%S"}
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    states = [line.split()[1] for line in result.stdout.splitlines()[1:]]
+    assert (states.count("COMPLETED"), states.count("PENDING")) == (900, 100)
+    assert taken < 0.3 * max(1.0, bare / QUIET_PYTHON_S)
+
+
+def _processor_time_s(command: list[str], environment: dict[str, str]) -> float:
+    """The best of three."""
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
+
+
+# --- one run
+
+
+@pytest.fixture
+def run(folder: Path, make_spec: MakeSpec) -> Run:
+    return made_run(folder / "runs" / "demo", make_spec)
+
+
+def test_why_a_job_waits_and_when_it_starts(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "jobs").write_text("PENDING|PartitionTimeLimit|2026-11-22T08:00:00\n")
+    assert main(["status", "demo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "demo: PENDING (PartitionTimeLimit), job 7"
+    assert lines[2].startswith("waits    its time limit is above that of the partition: it will not start as it is")
+    assert lines[3] == "starts   2026-11-22T08:00:00"
+    assert main(["status", "demo", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["state"], facts["reason"], facts["starts_at"]) == (
+        "PENDING",
+        "PartitionTimeLimit",
+        "2026-11-22T08:00:00",
+    )
+    assert facts["explanation"] in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Priority", "other jobs stand before it"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "down, drained or reserved"),
+        ("QOSMaxJobsPerUserLimit", "a limit of its QoS is reached (QOSMaxJobsPerUserLimit)"),
+        ("AssocGrpGRES", "a limit of its account is reached"),
+        ("DependencyNeverSatisfied", "it will never start"),
+        ("NewWordOfTomorrow", ""),
+        ("", ""),
+    ],
+)
+def test_explanations(reason: str, words: str) -> None:
+    assert words in explanation(reason)
+    assert bool(words) == bool(explanation(reason))
+
+
+@pytest.mark.parametrize(
+    ("text", "view"),
+    [
+        ("PENDING|Priority|2026-01-01T00:00:00", View("waiting", "Priority", "2026-01-01T00:00:00")),
+        ("PENDING|None|N/A", View("waiting")),
+        ("RUNNING|None|2026-01-01T00:00:00", View("running")),
+        ("COMPLETED|None|N/A", View("ended")),
+        ("TIMEOUT|TimeLimit|N/A", View("ended", "TIMEOUT")),
+        ("PENDING|Resources", View("waiting", "Resources")),
+        ("", View("ended")),
+    ],
+)
+def test_what_squeue_says(text: str, view: View) -> None:
+    assert jobs.parse_view(text) == view
+
+
+def test_progress_is_that_of_the_slowest_rank(run: Run) -> None:
+    assert read_progress(run).step is None
+    folder = run.path / "exit" / "0"
+    write(folder / "progress-0.json", progress_record(0))
+    write(folder / "progress-1.json", progress_record(1, step=29, step_s=0.7, phase="checkpoint"))
+    records = [
+        {"type": "train", "step": 20, "loss": 2.5, "tokens_per_s": 900.0},
+        {"type": "eval", "step": 20, "eval_loss": 2.25},
+        {"type": "train", "step": 30, "loss": 1.5, "tokens_per_s": 1000.0},
+    ]
+    write(run.path / "training_log.json", records)
+    found = read_progress(run)
+    assert (found.step, found.num_steps, found.loss, found.eval_loss, found.tokens_per_s) == (
+        29,
+        100,
+        1.5,
+        2.25,
+        1000.0,
+    )
+    assert found.step_s == pytest.approx(0.6)
+    assert found.eta_s == pytest.approx(71 * 0.6)
+    assert [(rank.rank, rank.host, rank.num_done) for rank in found.ranks] == [
+        (0, "n1", 30), (1, "n1", 30), (2, "n2", 29), (3, "n2", 29),
+    ]  # fmt: skip
+
+
+def test_of_a_long_log_only_the_end_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "training_log.json"
+    records = [{"type": "train", "step": step, "loss": 1.0, "nested": {"a": [1]}} for step in range(5000)]
+    write(path, records)
+    found = read_log(path)
+    assert found == records[-len(found) :]
+    assert 100 < len(found) < 5000
+    path.write_text(path.read_text()[:-200])  # half written
+    cut = read_log(path)
+    assert cut == records[cut[0]["step"] : cut[-1]["step"] + 1]
+    assert cut[-1]["step"] >= 4990
+    assert read_log(tmp_path / "none") == []
+
+
+def test_status_in_words_and_as_json(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "jobs").write_text("RUNNING|None|N/A\n")
+    end_run(run, 11, step=20)
+    (run.path / "exit" / "1").mkdir()
+    write(run.path / "exit" / "1" / "attempt.json", {"attempt": 1, "claim": 0, "began_at": time.time(), "step": 20})
+    write(run.path / "exit" / "1" / "progress-0.json", progress_record(0))
+    write(run.path / "exit" / "1" / "slow-1.json", {"rank": 1, "host": "n1", "slowness": 1.8})
+    assert main(["status", "demo"]) == 0
+    text = capsys.readouterr().out
+    assert "demo: RUNNING, job 7, attempt 1\n" in text
+    assert "step     30 of 100, 0.5 s a step, 35 s to go\n" in text
+    assert ", 1 min, saved steps 0 to 20, code 11\n" in text
+    assert "slow     rank 1 (n1) takes 1.8 times as long as the others\n" in text
+    assert main(["status", "demo", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["progress"] == {
+        "step": 30, "num_steps": 100, "loss": None, "eval_loss": None, "tokens_per_s": None, "step_s": 0.5,
+        "eta_s": 35.0, "checkpoint_step": None,
+    }  # fmt: skip
+    assert [attempt["code"] for attempt in facts["attempts"]] == [11, None]
+    assert (facts["cause"], facts["slow"][0]["rank"]) == (None, 1)
+
+
+def test_the_cause_is_part_of_the_json(run: Run) -> None:
+    end_run(run, 42, step=7)
+    facts = status_facts(run, runs.status_of(run, lambda: View("ended")))
+    cause = facts["cause"]
+    assert (facts["state"], facts["code"], cause["rank"], cause["step"], cause["error"]) == ("FAILED", 42, 0, 7, "X")
+    assert cause["log"].endswith("runs/demo/logs/0/rank-0.log")
+    assert json.loads(json.dumps(facts)) == facts | {"cause": cause | {"tail": []}}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3700, "1 h 01 min"), (48 * 3600, "2 d 0 h"), (1e6, "11 d 13 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_refusal_is_json_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "none", "--json"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["code"] == 2
+    assert said.err == f"error: {json.loads(said.out)['error']}\n"
