@@ -24,6 +24,8 @@ RUN_BY = {
     "python -m launch submit --nodes 2 --config run.yaml": "test_launcher_commands",
     "python -m launch status": "test_launcher_commands",
     "python -m launch logs -f": "test_launcher_commands",
+    "python -m launch top": "test_launcher_commands",
+    "python -m launch list": "test_launcher_commands",
     "python -m launch wait": "test_launcher_commands",
     "python -m launch cancel": "test_launcher_commands",
     "python -m launch resume": "tests/launch/test_going_on.py",
@@ -94,6 +96,8 @@ def test_launcher_commands(settings: Path, environment: dict[str, str]) -> None:
     assert "COMPLETED" in run([*launch, "wait"], folder, environment)
     assert "COMPLETED" in run([*launch, "status"], folder, environment)
     assert "COMPLETED" in run([*launch, "cancel"], folder, environment)
+    assert "COMPLETED" in run([*launch, "list"], folder, environment)
+    assert "last lines" in run([*launch, "top"], folder, environment)
     assert len(losses(folder / "runs" / "one")) == 2
     inspected = run(["tensorboard", "--inspect", "--logdir", "runs"], folder, environment)
     assert "train/loss" in inspected
