@@ -28,6 +28,7 @@ from launch.outcome import exit_line, read_outcome
 from launch.rank import TAIL_LINES, error_in, read_tail
 from launch.records import make_directory, read_json, write_json, write_text
 from launch.rendezvous import Allocation, Rendezvous, allocation_from
+from launch.site import make_private
 from launch.spec import JobSpec
 from launch.watch import NodeWatch
 from node_board import VARIABLE
@@ -125,13 +126,15 @@ class Agent:
         inherited = {name: value for name, value in os.environ.items() if name not in _LEFT_OVER}
         facts = NodeFacts(
             inherited=frozenset(inherited),
-            interface=network.interface_towards(rendezvous.address),
+            interface=self._interface_towards(rendezvous.address),
             accelerator=None if has_gpu(inherited) else "cpu",
             visible_devices=inherited.get("CUDA_VISIBLE_DEVICES"),
         )
         if self.spec.launcher == "deepspeed":
             write_text(Path(hostfile_path(str(self.logs), self.node)), hostfile_text(self.spec, rendezvous))
         argv = launcher_argv(self.spec, rendezvous, str(self.logs))
+        if self.spec.cache_dir is not None:
+            make_private(Path(self.spec.cache_dir))
         watch = NodeWatch(self.spec, self.node, self.records, self.logs)
         environment = inherited | node_environment(self.spec, rendezvous, self.attempt, facts)
         environment[VARIABLE] = str(watch.board.path)
@@ -149,6 +152,11 @@ class Agent:
             processes.kill_descendants()
             watch.close()
         return self._settle(launcher.wait())
+
+    def _interface_towards(self, address: str) -> str | None:
+        if self.spec.interface is not None and self.spec.resources.nodes > 1 and self.spec.executor == "slurm":
+            return self.spec.interface
+        return network.interface_towards(address)
 
     def _oversee(self, launcher: subprocess.Popen[bytes], watch: NodeWatch) -> None:
         """Waits for the launcher; stops the ranks where that is asked for, and ends them where they hang."""

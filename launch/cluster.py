@@ -14,6 +14,8 @@ from typing import Literal
 from launch import jobs
 from launch.claims import CLAIM, Claim
 from launch.errors import LaunchError
+from launch.profiles import minutes
+from launch.site import num_gpus
 from launch.spec import JobSpec
 from strict_settings import Problem, with_suggestion
 
@@ -99,9 +101,9 @@ def parse_partitions(text: str) -> dict[str, Partition]:
             name,
             title.endswith("*"),
             int(nodes) + (before.num_nodes if before else 0),
-            max(_num_gpus(gres), before.num_gpus if before else 0),
+            max(num_gpus(gres), before.num_gpus if before else 0),
             max(int(cpus.rstrip("+")), before.num_cpus if before else 0),
-            _minutes(limit),
+            minutes(limit),
         )
     return partitions
 
@@ -114,20 +116,6 @@ def kill_wait_s() -> float | None:
         return None
     found = re.search(r"^KillWait\s*=\s*(\d+)", result.stdout, re.MULTILINE)
     return float(found[1]) if found else None
-
-
-def _num_gpus(gres: str) -> int:
-    """`gpu:h100:8(S:0-1),nvme:1` → 8."""
-    return sum(int(found[1]) for found in re.finditer(r"(?:^|,)gpu(?::[^,:(]+)?:(\d+)", gres))
-
-
-def _minutes(limit: str) -> int | None:
-    """`1-02:30:00` → 1590; None for no limit."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
 def request_problems(spec: JobSpec, partitions: Mapping[str, Partition]) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from launch.rendezvous import Rendezvous
+from launch.site import cache_environment
 from launch.spec import ROOT, JobSpec
 
 RANK_WRAPPER = ROOT / "launch" / "rank.py"
@@ -91,6 +92,7 @@ def node_environment(spec: JobSpec, rendezvous: Rendezvous, attempt: str, facts:
         chosen |= {"GLOO_SOCKET_IFNAME": facts.interface, "NCCL_SOCKET_IFNAME": facts.interface}
     if facts.accelerator is not None:
         chosen["DS_ACCELERATOR"] = facts.accelerator
+    chosen |= cache_environment(spec.cache_dir)
     environment = {name: value for name, value in chosen.items() if name not in facts.inherited}
     environment |= spec.env
     if spec.launcher == "deepspeed":

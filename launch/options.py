@@ -248,6 +248,14 @@ def _add_completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish", "words"), help="words: what could stand there")
 
 
+def _add_profiles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("init", "list", "show"), help="make one by what Slurm says; all; one")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the profile (init: default the cluster's name)")
+    parser.add_argument("--partition", metavar="NAME", help="init: the partition (default: that with the most GPUs)")
+    parser.add_argument("--project", action="store_true", help="init: into slurm/profiles/, not ~/.config/cleansft/")
+    parser.add_argument("--force", action="store_true", help="init: overwrite a profile of the name")
+
+
 class Verb(NamedTuple):
     """A command: what it does in a few words, what may be typed, which options it has."""
 
@@ -283,6 +291,7 @@ VERBS: Mapping[str, Verb] = {
     "clean": Verb(
         "remove runs that have ended, or their checkpoints", ["--older-than 30 --checkpoints", "my-run"], _add_clean
     ),
+    "profiles": Verb("settings of your cluster in a file: make, list, show", ["init", "show mycluster"], _add_profiles),
     "drill": Verb(
         "prove that runs survive stops, deaths and hangs", ["--nodes 2 --config run.yaml"], _add_drill, _SCRIPT
     ),

@@ -29,7 +29,7 @@ def file_problems(job: JobSpec, zero: int | None) -> Iterator[Problem]:
             read_env_file(Path(job.env_file))
         except LaunchError as error:
             yield Problem("env_file", job.env_file, "be a file of secrets that only you can read", str(error))
-    if job.executor == "slurm" and not Path(job.python).is_absolute():
+    if job.executor == "slurm" and not Path(job.host_python).is_absolute():
         yield Problem("python", job.python, "be an absolute path", "It must be the same on every node.")
 
 

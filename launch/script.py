@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from launch import command
+from launch import command, site
 from launch.rendezvous import Rendezvous
 from launch.spec import ROOT, JobSpec
 
@@ -23,9 +24,9 @@ def _slurm_script(spec: JobSpec) -> str:
     # `--cpus-per-task` again: since Slurm 22.05 srun does not take it from sbatch.
     srun = [
         "srun", "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", f"--cpus-per-task={spec.cpus_per_task}",
-        spec.python, "-u", "-m", "submitit.core._submit", f"{spec.run_dir}/submitit",
+        *_agent_words(spec),
     ]  # fmt: skip
-    batch = shlex.join([spec.python, "-m", "launch.batch"])
+    batch = shlex.join([spec.host_python, "-m", "launch.batch"])
     folder = shlex.quote(spec.run_dir)
     lines = [
         "#!/bin/bash",
@@ -66,6 +67,16 @@ def _slurm_script(spec: JobSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _agent_words(spec: JobSpec) -> list[str]:
+    """What each task of srun runs: the agent, through submitit; in a container, which need not have that, directly."""
+    if spec.container is None:
+        return [spec.python, "-u", "-m", "submitit.core._submit", f"{spec.run_dir}/submitit"]
+    needed = [str(ROOT), spec.working_dir, spec.run_dir, str(Path(spec.script).parent)]
+    has_gpus = bool(spec.resources.gpus_per_node or "gpu" in (spec.resources.gres or ""))
+    outside = site.container_words(spec.container, needed, spec.working_dir, has_gpus=has_gpus)
+    return [*outside, spec.python, "-u", "-m", "launch.agent", spec.run_dir]
+
+
 def _sbatch_options(spec: JobSpec) -> list[str]:
     resources = spec.resources
     options: dict[str, object] = {
@@ -73,7 +84,8 @@ def _sbatch_options(spec: JobSpec) -> list[str]:
         "nodes": resources.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": spec.cpus_per_task,
-        "gpus-per-node": resources.gpus_per_node or None,
+        "gpus-per-node": (resources.gpus_per_node or None) if resources.gres is None else None,
+        "gres": resources.gres,
         "mem": f"{resources.mem_gb}G" if resources.mem_gb else None,
         "time": resources.time_min,
         "partition": resources.partition,
@@ -107,6 +119,7 @@ def _prologue(spec: JobSpec) -> list[str]:
     lines = ["", "set -e -o pipefail", "umask 077"]
     if ROOT.name not in ("site-packages", "dist-packages"):
         lines.append(f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    lines += site.module_lines(spec.modules)
     if spec.setup:
         lines += ["", "# launch.setup", *spec.setup]
     return lines
@@ -159,7 +172,7 @@ def _node_text(spec: JobSpec, node_rank: int, inherited: frozenset[str]) -> str:
     rendezvous = Rendezvous(f"{_JOB}.{_ATTEMPT}", address, "<free port of node 0>", node_rank, hosts)
     facts = command.NodeFacts(
         inherited=inherited,
-        interface="lo" if alone else "<interface towards node 0>",
+        interface="lo" if alone else spec.interface or "<interface towards node 0>",
         accelerator="<cpu if the node has no GPU>",
         visible_devices="<CUDA_VISIBLE_DEVICES of the node>",
     )

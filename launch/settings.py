@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from launch import places
+from launch import places, profiles
 from launch import spec as specs
 from launch.chain import Chain
 from launch.secret_values import secret_problems
+from launch.site import Container, num_gpus
 from launch.spec import JobSpec, Resources, Watchdog
 from strict_settings import Problem, SettingsError, Source, at_least, build, parse_command_line, read_yaml
-from strict_settings import with_suggestion as suggestion
 
 MAX_DEFAULT_LEAD_S = 120
 Executor = Literal["auto", "slurm", "local"]
@@ -46,6 +46,18 @@ class LaunchSettings(Resources):
     """File of NAME=VALUE lines with secrets for the ranks, of mode 0600; read in the process that starts each rank."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before the agents, for example `module load cuda`."""
+    modules: tuple[str, ...] = ()
+    """Modules that are loaded before that, as in `module load`."""
+    container: Container | None = None
+    """The image in which agents and ranks run: {kind: pyxis, image: …}."""
+    cpus_per_gpu: Annotated[int, at_least(1)] | None = None
+    """CPUs for each GPU of a node, where cpus_per_task is not given."""
+    mem_gb_per_gpu: Annotated[int, at_least(1)] | None = None
+    """Memory in GiB for each GPU of a node, where mem_gb is not given."""
+    interface: str | None = None
+    """Network interface of gloo and NCCL (their *_SOCKET_IFNAME); default: the one that leads to node 0."""
+    cache_dir: str | None = None
+    """Folder on each node's own disk for code that is compiled on the way (Triton, inductor, extensions)."""
     python: str | None = None
     """Python of the job; default: the one that submits."""
     stop_grace_s: Annotated[float, at_least(1)] = 60.0
@@ -114,7 +126,7 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
     run_name = output_dir = None
     try:
         if request.profile is not None:
-            sources.append(read_yaml(_profile_path(request.profile, working_dir, home)))
+            sources.append(read_yaml(profiles.path_of(request.profile, working_dir, home)))
     except SettingsError as error:
         problems += error.problems
     config = _config_path(request, working_dir)
@@ -147,20 +159,6 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
         config = specs.QUICKSTART_CONFIG
     places = {key: source.where((key,)) for source in sources for key in source.values}
     return Draft(settings, config, run_name, output_dir, request.name, request.script_args, places)
-
-
-def _profile_path(name: str, working_dir: Path, home: Path) -> Path:
-    candidates = [
-        working_dir / name,
-        working_dir / "slurm" / "profiles" / f"{name}.yaml",
-        home / ".config" / "cleansft" / "profiles" / f"{name}.yaml",
-    ]
-    for path in candidates:
-        if path.is_file():
-            return path
-    known = [path.stem for folder in candidates[1:] for path in sorted(folder.parent.glob("*.yaml"))]
-    remedy = suggestion(name, known) if known else f"Looked for {', '.join(str(path) for path in candidates)}."
-    raise SettingsError(Problem("profile", name, "be a file or the name of a profile", remedy, "--profile"))
 
 
 def _config_path(request: Request, working_dir: Path) -> Path | None:
@@ -228,14 +226,20 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         SettingsError: missing files, or a run directory that can't be made or is taken.
     """
     settings = draft.settings
+    if settings.gres is not None and not settings.gpus_per_node:
+        settings = dataclasses.replace(settings, gpus_per_node=num_gpus(settings.gres))
     run_dir, name = _run_directory(draft, working_dir)
     procs_per_node = settings.procs_per_node or settings.gpus_per_node or 1
     resources = Resources(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Resources)})
     resources = dataclasses.replace(
         resources,
         procs_per_node=procs_per_node,
-        cpus_per_task=settings.cpus_per_task or _default_cpus(executor, procs_per_node, settings.nodes),
+        cpus_per_task=settings.cpus_per_task
+        or _per_gpu(settings.cpus_per_gpu, settings.gpus_per_node)
+        or _default_cpus(executor, procs_per_node, settings.nodes),
+        mem_gb=settings.mem_gb or _per_gpu(settings.mem_gb_per_gpu, settings.gpus_per_node),
     )
+    container = settings.container
     script = specs.DEFAULT_SCRIPT if settings.script is None else working_dir / settings.script
     job = JobSpec(
         name=name,
@@ -246,10 +250,15 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         script=os.path.abspath(script),
         script_args=_script_args(draft, run_dir),
         working_dir=str(working_dir),
-        python=settings.python or sys.executable,
+        python=settings.python or (sys.executable if container is None else container.python),
         config=None if draft.config is None else os.path.abspath(draft.config),
         env=dict(settings.env),
         setup=settings.setup,
+        modules=settings.modules,
+        container=container,
+        batch_python=None if container is None else sys.executable,
+        interface=settings.interface,
+        cache_dir=settings.cache_dir,
         stop_grace_s=settings.stop_grace_s,
         watchdog=settings.watchdog,
         chain=settings.chain or ("requeue" if settings.script is None else "none"),
@@ -266,6 +275,10 @@ def _default_cpus(executor: str, procs_per_node: int, nodes: int) -> int:
     if executor == "slurm":
         return procs_per_node
     return max(1, len(os.sched_getaffinity(0)) // nodes)
+
+
+def _per_gpu(number: int | None, gpus_per_node: int) -> int | None:
+    return number * gpus_per_node if number is not None and gpus_per_node else None
 
 
 def default_lead_s(time_min: int | None) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from launch.chain import Chain
+from launch.site import Container, module_problems
 from strict_settings import Problem, at_least
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,7 @@ MAX_NAME_LENGTH = 100
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OURS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_INTERFACE = re.compile(r"[A-Za-z0-9_.:^=,-]{1,64}")
 _SBATCH_WORD = re.compile(r"[A-Za-z0-9._:,@=+\[\]&|*()/-]+")
 
 
@@ -41,6 +43,8 @@ class Resources:
     """Processes (ranks) per node; default: gpus_per_node, or 1 without GPUs."""
     gpus_per_node: Annotated[int, at_least(0)] = 0
     """GPUs per node."""
+    gres: str | None = None
+    """Generic resources per node, as in sbatch --gres, where a site does not take --gpus-per-node: gpu:h100:8."""
     cpus_per_task: Annotated[int, at_least(1)] | None = None
     """CPUs per node, as one task runs on each; default: procs_per_node on Slurm, an equal share locally."""
     mem_gb: Annotated[int, at_least(1)] | None = None
@@ -60,7 +64,7 @@ class Resources:
 
     def problems(self) -> Iterator[Problem]:
         """Words that would not survive in an `#SBATCH` line."""
-        for name in ("partition", "account", "qos", "constraint", "exclude"):
+        for name in ("partition", "account", "qos", "constraint", "exclude", "gres"):
             value = getattr(self, name)
             if value is not None and not _SBATCH_WORD.fullmatch(value):
                 yield Problem(name, value, "be one word without spaces or quotes", "Write it as sbatch expects it.")
@@ -101,6 +105,12 @@ class JobSpec:
     config: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    container: Container | None = None
+    batch_python: str | None = None
+    """Python of the batch script, where `python` is that of a container."""
+    interface: str | None = None
+    cache_dir: str | None = None
     stop_grace_s: float = 60.0
     """From the request to stop until the ranks are ended, in which they save."""
     kill_wait_s: float | None = None
@@ -113,6 +123,11 @@ class JobSpec:
     """A file of variables that hold secrets, which the ranks' wrappers read."""
     resume_args: tuple[str, ...] = ()
     """What `launch resume` has added to the script's arguments."""
+
+    @property
+    def host_python(self) -> str:
+        """Python outside of any container."""
+        return self.batch_python or self.python
 
     @property
     def procs_per_node(self) -> int:
@@ -142,6 +157,19 @@ class JobSpec:
             yield Problem("signal_lead_s", self.signal_lead_s, rule, "Ask for more time, or for an earlier signal.")
         for name, value in self.env.items():
             yield from _variable_problems(name, value)
+        yield from module_problems(self.modules)
+        if self.container is not None:
+            yield from self._container_problems(self.container)
+        if self.interface is not None and not _INTERFACE.fullmatch(self.interface):
+            yield Problem("interface", self.interface, "be the name of a network interface, such as ib0")
+        if self.cache_dir is not None and not os.path.isabs(self.cache_dir):
+            yield Problem("cache_dir", self.cache_dir, "be an absolute path on the nodes")
+
+    def _container_problems(self, container: Container) -> Iterator[Problem]:
+        yield from container.problems()
+        if self.executor == "local":
+            remedy = "Take the container out, or run the launcher itself inside it."
+            yield Problem("container", container.kind, "not be given where the nodes run on this machine", remedy)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for job.json."""
@@ -150,8 +178,13 @@ class JobSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
         """The spec that `to_json` gave."""
-        lists = {name: tuple(data[name]) for name in ("script_args", "setup", "resume_args") if name in data}
-        nested = {"resources": Resources(**data["resources"]), "watchdog": Watchdog(**data.get("watchdog", {}))}
+        lists = {name: tuple(data[name]) for name in ("script_args", "setup", "resume_args", "modules") if name in data}
+        nested: dict[str, Any] = {
+            "resources": Resources(**data["resources"]),
+            "watchdog": Watchdog(**data.get("watchdog", {})),
+        }
+        if (given := data.get("container")) is not None:
+            nested["container"] = Container(**{**given, "mounts": tuple(given["mounts"])})
         return cls(**{**data, **lists, **nested})
 
 

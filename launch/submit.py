@@ -45,7 +45,7 @@ def check_script(spec: JobSpec, environ: Mapping[str, str]) -> None:
     """
     if Path(spec.script) != DEFAULT_SCRIPT:
         return
-    command = [spec.python, spec.script, *spec.script_args, "--check"]
+    command = [spec.host_python, spec.script, *spec.script_args, "--check"]
     try:
         result = _run_as_job(command, spec, environ, CHECK_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
@@ -69,7 +69,7 @@ def audit_data(spec: JobSpec, environ: Mapping[str, str]) -> str:
     """
     if Path(spec.script) != DEFAULT_SCRIPT:
         return ""
-    command = [spec.python, str(DEFAULT_SCRIPT.with_name("__main__.py")), "audit", "--quick"]
+    command = [spec.host_python, str(DEFAULT_SCRIPT.with_name("__main__.py")), "audit", "--quick"]
     command += [f"--processes={spec.world_size}", *spec.script_args]
     try:
         result = _run_as_job(command, spec, environ, AUDIT_TIMEOUT_S)

@@ -71,12 +71,13 @@ LAYERS = {
     "launch": [
         "__init__ errors records processes devices",
         "chain claims env_file network memory_limit outcome rendezvous options hang secret_values",
-        "attempts spec",
-        "rank watchdog places meeting notes pending logs row_cache",
+        "attempts site",
+        "spec",
+        "rank watchdog places profiles meeting notes pending logs row_cache",
         "settings command runs watch",
         "script agent local jobs progress merged_logs",
-        "cluster report executor screen",
-        "submit",
+        "cluster report executor",
+        "submit screen",
         "batch resuming drill",
         "verbs",
         "__main__",
@@ -84,7 +85,7 @@ LAYERS = {
     # A module for each command.
     "launch/verbs": [
         "__init__ common",
-        "submit resume drill status wait cancel list logs top attach tensorboard clean completion",
+        "submit resume drill status wait cancel list logs top attach tensorboard clean completion profiles",
         "print run resubmit",
     ],
 }

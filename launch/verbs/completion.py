@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     text = SHELLS[arguments.shell].format(root=shlex.quote(str(ROOT)), python=shlex.quote(sys.executable))
     if arguments.json:
-        print_json("completion", shell=arguments.shell, text=text)
+        print_json("completion", for_shell=arguments.shell, text=text)
     else:
         print(text, end="")
     return OK

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launch import cluster, devices, local, options, resuming, script, settings
+from launch import cluster, devices, local, options, profiles, resuming, script, settings
 from launch import submit as effects
 from launch.errors import OK
 from launch.runs import Run
@@ -76,7 +76,7 @@ def _request(arguments: argparse.Namespace) -> settings.Request:
         words.append("--fsdp=true")
     return settings.Request(
         config=arguments.config,
-        profile=arguments.profile,
+        profile=arguments.profile or os.environ.get(profiles.VARIABLE),
         name=arguments.name,
         options=tuple(words),
         env=tuple(arguments.env),

@@ -1,0 +1,52 @@
+#!/bin/bash
+# Run demo: 2 nodes × 2 processes, torchrun. Written by `python -m launch submit`.
+#SBATCH --job-name=demo
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=4
+#SBATCH --chdir='/home/me/my project'
+#SBATCH --output=/shared/runs/demo/logs/slurm.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+
+# When Slurm announces the end (SIGUSR1: a time limit or preemption is near; SIGTERM: it ends now), the ranks
+# are asked to save and stop: their agents look for this file.
+told=
+ask_to_stop() {
+  told="$told $1"
+  [ -z "$CLEANSFT_ATTEMPT" ] || echo '{"reason": "'$1'"}' > /shared/runs/demo/exit/$CLEANSFT_ATTEMPT/stop.json
+}
+trap 'ask_to_stop signal' USR1
+trap 'ask_to_stop terminated' TERM
+
+set -e -o pipefail
+umask 077
+export PYTHONPATH=/ROOT${PYTHONPATH:+:$PYTHONPATH}
+
+# launch.modules
+command -v module > /dev/null || { set +e; . /etc/profile; set -e; }
+module load cuda/12.6 nccl
+
+# launch.setup
+ulimit -l unlimited
+
+# A new attempt of this run: 0, 1, 2, … also after a requeue.
+CLEANSFT_ATTEMPT=
+CLEANSFT_ATTEMPT=$(/venv/bin/python -m launch.batch begin /shared/runs/demo)
+export CLEANSFT_ATTEMPT
+[ -z "$told" ] || ask_to_stop signal
+
+# One agent per node; it starts the node's ranks. When one fails, all are stopped,
+# and the exit code of the training script becomes the exit code of the job.
+export SUBMITIT_EXECUTOR=slurm
+srun --kill-on-bad-exit=1 --wait=0 --unbuffered --cpus-per-task=8 apptainer exec --nv --bind=/data,/home/me,/scratch/x:/scratch,/ROOT,/shared/runs/demo,/code '--pwd=/home/me/my project' '/shared/it'"'"'s.sif' /opt/venv/bin/python -u -m launch.agent /shared/runs/demo &
+srun=$!
+# In the background, as a trap runs only between commands; `wait` returns early for one.
+while true; do
+  code=0; wait $srun || code=$?
+  kill -0 $srun 2> /dev/null || break
+done
+
+# What follows: the end, the same job again, or its successor.
+/venv/bin/python -m launch.batch end /shared/runs/demo $code $told
