@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import socket
 import time
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def make_claim(run_dir: Path, number: int) -> Claim | None:
         "boot_id": boot_id(),
         "pid": os.getpid(),
         "start_ticks": start_ticks(os.getpid()),
-        "token": f"cleansft-{secrets.token_hex(8)}",
+        "token": f"cleansft-{os.urandom(8).hex()}",
         "claimed_at": time.time(),
     }
     temporary = folder / f".{number}.{os.getpid()}.{record['token']}"

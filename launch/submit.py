@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shlex
 import signal
 import socket
@@ -156,7 +155,7 @@ def submit_successor(run_dir: Path, environ: Mapping[str, str]) -> str:
     job = read_json(run_dir / "job.json")
     if claim is None or job is None:
         raise LaunchError(f"{run_dir} holds no submission.")
-    own = Claim(claim.path, claim.number, {**claim.record, "token": f"{claim.token}.{secrets.token_hex(4)}"})
+    own = Claim(claim.path, claim.number, {**claim.record, "token": f"{claim.token}.{os.urandom(4).hex()}"})
     text = (run_dir / "submit.sh").read_text(encoding="utf-8", errors="surrogateescape")
     return cluster.submit(JobSpec.from_json(job), text, environ, own, dependency="singleton")[0]
 
