@@ -109,8 +109,8 @@ class Side:
 def make_sides(vocabulary: int, width: int, *, bf16: bool) -> dict[str, Side]:
     """The sides; the plain ones share a model with its own attention, of the same weights as ours."""
     from sft.batching import collate
-    from sft.loop import batch_of
     from sft.model_check import prepare_model
+    from sft.step_data import batch_of
 
     args, world, engine = build(vocabulary, width, bf16)
     collation = prepare_model(engine, args, world)

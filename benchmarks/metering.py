@@ -26,8 +26,8 @@ from sft.batching import collate_flat
 from sft.documents import Document
 from sft.flops import ModelShape
 from sft.history import History
-from sft.loop import sum_of_squares
 from sft.metering import Meter, StepTimer
+from sft.step_data import sum_of_squares
 from sft.world import World
 
 LIMIT_S = 0.15e-3

@@ -86,10 +86,11 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
 
     from sft.arguments import load_args
     from sft.dataset import ConversationDataset
-    from sft.loop import Plan, step_data
     from sft.masking import Masker
     from sft.model_check import prepare_model
+    from sft.plan import Plan
     from sft.sources import read_conversations
+    from sft.step_data import step_data
     from sft.tokenizer import build_tokenizer, pad_token_id
     from sft.train import build_engine
     from sft.world import World

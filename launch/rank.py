@@ -100,7 +100,8 @@ def end_of(code: int, child: _Supervisor, slot: Slot | None, rank: int, text: st
         error = f"rank {rank} exited 0 at step {slot.step}{total}; it must stay until the end"
         return {"code": PEER_LOST, "reason": "exited_early", "error": error, **told}
     if number is None or child.stopped:
-        return {"code": code, "reason": reason_of(code), "error": describe_end(text, code, child.killed), **told}
+        reason = (slot.reason if slot is not None and code != OK else "") or reason_of(code)
+        return {"code": code, "reason": reason, "error": describe_end(text, code, child.killed), **told}
     name = signal.Signals(number).name
     if child.num_oom_kills:
         limit = child.memory.limit_bytes if child.memory is not None else None

@@ -18,8 +18,6 @@ from launch.spec import JobSpec
 from launch.watchdog import Stillness
 from node_board import NodeBoard, Slot
 
-SLOW = 1.5
-"""A rank that computes so many times as long as the median rank is told of as slow."""
 _REQUEST_INTERVAL_S = 0.4
 
 
@@ -61,7 +59,8 @@ class NodeWatch:
             self._line_clock.look()
             self._progress.look(slots, self._noted_at)
         for slot in slots:
-            if slot.pid and slot.slowness >= SLOW and slot.slowness > 1.25 * self._slow.get(slot.local_rank, 0.0):
+            # Which ranks are slow the training itself finds (sft/pace.py); it is told again when they get slower.
+            if slot.pid and slot.slowness > 1.25 * self._slow.get(slot.local_rank, 0.0):
                 self._tell_slow(slot)
 
     def _ask_outside(self) -> None:

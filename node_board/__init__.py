@@ -8,9 +8,12 @@ only, as the trainer attaches to it before it imports anything heavy.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import mmap
 import os
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Mapping
@@ -27,11 +30,16 @@ Phase = Literal["start", "data", "step", "evaluation", "checkpoint", "end"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """Loading; preparing data; training; evaluating; saving; writing the final model. Each has a limit of its own."""
 
-_MAGIC = 0x4452_414F_424E_5332
+_MAGIC = 0x4452_414F_424E_5333
 _HEADER_WORDS = 16
-_SLOT_WORDS = 8
+_SLOT_WORDS = 12
 _REASON = slice(32, 128)
 _WORD_BYTES = 8
+_OWN_REASON = slice(9 * _WORD_BYTES, _SLOT_WORDS * _WORD_BYTES)
+"""Of a slot."""
+_PREFIX = "cleansft-board-"
+_NEW_S = 60.0
+"""A board that is younger than this may be one whose maker has not locked it yet."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,9 @@ class Slot:
     num_steps: int
     """Optimizer steps of the whole run; 0 where they are not known yet."""
     slowness: float
-    """This rank's own computing time in proportion to the median rank's; 0 where it is not known."""
+    """This rank's own computing time in proportion to the median rank's where it is slow; 0 where it is not."""
+    reason: str = ""
+    """The word for why it ends, where its exit code does not say it alone; empty otherwise."""
 
 
 class NodeBoard:
@@ -65,21 +75,26 @@ class NodeBoard:
         self._words = self._bytes.cast("q")
         self._numbers = self._bytes.cast("d")
         self._own = _HEADER_WORDS + _SLOT_WORDS * (local_rank or 0)
-        self._is_maker = False
+        self._lock: int | None = None
+        """Of the maker: the open file, locked for as long as the process lives."""
 
     @classmethod
     def create(cls, num_ranks: int) -> NodeBoard:
-        """A new board, readable by its owner alone, in memory where there is a disk of memory. `close` removes it."""
-        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        descriptor, name = tempfile.mkstemp(prefix="cleansft-board-", dir=folder)
+        """A new board, readable by its owner alone, in memory where there is a disk of memory. `close` removes it; this
+        removes those of makers that were killed."""
+        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+        remove_abandoned(Path(folder))
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(descriptor, (_HEADER_WORDS + _SLOT_WORDS * num_ranks) * _WORD_BYTES)
             board = cls(Path(name), mmap.mmap(descriptor, 0))
-        finally:
+        except BaseException:
             os.close(descriptor)
+            raise
         board._words[1] = num_ranks
         board._words[0] = _MAGIC
-        board._is_maker = True
+        board._lock = descriptor
         return board
 
     @classmethod
@@ -108,6 +123,7 @@ class NodeBoard:
         if board is not None:
             board._words[board._own + 5] = 0
             board._words[board._own + 6] = -1
+            board._words[board._own + 8] = 0
             board.beat("start", 0)
             board._words[board._own] = os.getpid()
         return board
@@ -145,8 +161,15 @@ class NodeBoard:
         self._words[self._own + 6] = step
 
     def tell_slowness(self, ratio: float) -> None:
-        """Tells this rank's own computing time in proportion to the median rank's."""
+        """Tells this rank's own computing time in proportion to the median rank's; 0 where it is not slow."""
         self._numbers[self._own + 7] = ratio
+
+    def tell_reason(self, reason: str) -> None:
+        """Tells in one word why this rank is about to end."""
+        first = self._own * _WORD_BYTES + _OWN_REASON.start
+        text = reason.encode("ascii")[: _OWN_REASON.stop - _OWN_REASON.start]
+        self._bytes[first : first + len(text)] = text
+        self._words[self._own + 8] = len(text)
 
     def slots(self) -> list[Slot]:
         """What each local rank has told, in their order."""
@@ -154,16 +177,35 @@ class NodeBoard:
 
     def _slot(self, number: int) -> Slot:
         first = _HEADER_WORDS + _SLOT_WORDS * number
-        pid, phase, step, num_beats, beat_ns, num_steps, saved, _ = self._words[first : first + _SLOT_WORDS]
+        pid, phase, step, num_beats, beat_ns, num_steps, saved, _, length = self._words[first : first + 9]
         last_checkpoint = saved if pid and saved >= 0 else None
         place = PHASES[phase] if 0 <= phase < len(PHASES) else "start"
-        slowness = self._numbers[first + 7]
-        return Slot(number, pid, place, step, num_beats, beat_ns / 1e9, last_checkpoint, num_steps, slowness)
+        slowness, told = self._numbers[first + 7], first * _WORD_BYTES + _OWN_REASON.start
+        reason = bytes(self._bytes[told : told + length]).decode("ascii", errors="replace")
+        return Slot(number, pid, place, step, num_beats, beat_ns / 1e9, last_checkpoint, num_steps, slowness, reason)
 
     def close(self) -> None:
         """Lets go of the memory; the maker also removes the file. Ranks that are still attached go on."""
         for view in (self._words, self._numbers, self._bytes):
             view.release()
         self._memory.close()
-        if self._is_maker:
+        if self._lock is not None:
             self.path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes this user's boards whose makers are gone, as agents that were killed: their lock went with them. Where a
+    maker is in another container it holds its lock too."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's; or another agent was faster
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                facts = os.fstat(descriptor)
+                is_ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
+                if is_ours and time.time() - facts.st_mtime > _NEW_S:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+            finally:
+                os.close(descriptor)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,22 @@ class RunState:
     num_evals_since_best: int = 0
     evaluation_is_due: bool = False
     """Whether the run was stopped before the evaluation of this step: it comes first when the run goes on."""
+    recent_losses: tuple[float, ...] = ()
+    """With `skip_loss_spikes`: what the next step's loss is compared with."""
+    num_skipped_steps: int = 0
+    """Steps that were left out as loss spikes."""
+    num_spikes_in_a_row: int = 0
+    """How many of them were the last ones."""
+
+    @property
+    def num_updates(self) -> int:
+        """Times that the weights were updated: AdamW counts them."""
+        return self.step - self.num_skipped_steps
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunState:
+        """As a manifest has it."""
+        return cls(**{**values, "recent_losses": tuple(values.get("recent_losses", ()))})
 
 
 class Checkpoints:
@@ -121,11 +138,11 @@ class Checkpoints:
         with together(self._world):
             for note in self._identity.check(path, manifest.identity):
                 self._say(f"warning: {note}. Rows of this epoch may be seen twice or not at all where it orders them.")
-            state = RunState(**manifest.state)
+            state = RunState.from_json(manifest.state)
         if path == self.path(state.step):
             self._saved_step = state.step
         self._world.heartbeat.checkpointed(state.step)
-        engine.start_from(state.step)
+        engine.start_from(state.num_updates)
         self._read(path, manifest, engine, KINDS)
         return state
 

@@ -149,6 +149,11 @@ class Args:
     """AdamW's guard against division by zero."""
     max_grad_norm: Annotated[float, above(0)] = 1.0
     """The gradient's global 2-norm is scaled down to this."""
+    skip_loss_spikes: Annotated[float, above(0)] | None = None
+    """Leave out steps whose loss is so many robust standard deviations above the median of the last 64, 8 for example:
+    no rank updates its weights, and the log has the rows. By default none (docs/recovery.md)."""
+    max_loss_spikes: PositiveInt = 3
+    """With skip_loss_spikes: after so many of them in a row, the next one ends the run."""
     seed: Annotated[int, at_least(0)] = 42
     """Random weights, data order and dropout follow from it."""
 

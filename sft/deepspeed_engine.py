@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -132,15 +133,27 @@ class DeepSpeedEngine:
             self._engine.backward(loss_sum * (self._world.size / total_weight), scale_wrt_gas=False)
         return loss_sum.detach()
 
-    def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:
+    def step(self, learning_rate: float, loss: Tensor, highest_loss: float = math.inf) -> tuple[float, float]:
         found_loss = float(loss)  # DeepSpeed computes the norm and updates the weights in one
         require_finite("loss", found_loss)
         set_learning_rate(self._engine.optimizer, learning_rate)
         own_norm = self._norm_of_replicated_gradients() if self._steps_own_optimizer else None
-        self._engine.step()
+        with self._without_updates() if found_loss > highest_loss else contextlib.nullcontext():
+            self._engine.step()
         grad_norm = float(self._engine.get_global_grad_norm() if own_norm is None else own_norm)
         require_finite("grad_norm", grad_norm)
         return found_loss, grad_norm
+
+    @contextlib.contextmanager
+    def _without_updates(self) -> Iterator[None]:
+        """While it is open a step clears the gradients and computes their norm, and AdamW leaves everything as it is:
+        DeepSpeed itself has a way to leave a step out for an overflow alone."""
+        optimizer = self._base_optimizer
+        optimizer.step = lambda *_, **__: None
+        try:
+            yield
+        finally:
+            del optimizer.step  # the instance's, which has hidden the class's
 
     def _norm_of_replicated_gradients(self) -> Tensor:
         """What DeepSpeed does not tell in stage 0 with float32, where it steps our optimizer as it is."""

@@ -55,13 +55,14 @@ class Engine(Protocol):
             The batch's sum of token losses, detached.
         """
 
-    def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:
+    def step(self, learning_rate: float, loss: Tensor, highest_loss: float = math.inf) -> tuple[float, float]:
         """Clips, updates the weights, clears the gradients.
 
         Args:
             learning_rate: of this step.
             loss: of the whole step, the same on every rank; not read before the gradient's norm, so that the host
                 waits for the device once in a step.
+            highest_loss: where the loss is above it, weights and AdamW's state stay to the bit as they are.
 
         Returns:
             (loss, the gradient's global 2-norm before clipping).
@@ -93,7 +94,7 @@ class Engine(Protocol):
         """Brings what is computed with, such as bfloat16 copies, up to weights that were written (a collective)."""
 
     def start_from(self, num_steps: int) -> None:
-        """Makes room for AdamW's state as after so many steps, before it is written."""
+        """Makes room for AdamW's state as after so many updates, before it is written."""
 
 
 class TorchEngine:
@@ -158,7 +159,7 @@ class TorchEngine:
                     self._masters.finish()
         return loss_sum.detach()
 
-    def step(self, learning_rate: float, loss: Tensor) -> tuple[float, float]:
+    def step(self, learning_rate: float, loss: Tensor, highest_loss: float = math.inf) -> tuple[float, float]:
         trainable = [parameter for parameter in self._parameters.values() if parameter.requires_grad]
         norm = nn.utils.clip_grad_norm_(trainable, self._max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -166,7 +167,8 @@ class TorchEngine:
         require_finite("loss", found_loss)
         require_finite("grad_norm", grad_norm)
         set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
+        if found_loss <= highest_loss:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._masters is not None:
             self._masters.publish()

@@ -7,6 +7,8 @@ class SftError(Exception):
     """A run that ends with one clear message instead of a traceback."""
 
     exit_code = 1
+    reason = ""
+    """The word for it, where others share its exit code; the launcher's records have it."""
 
 
 class DataError(SftError):
@@ -59,6 +61,14 @@ class DivergedError(SftError):
     """Weights that are not the same on all ranks that must have the same."""
 
     exit_code = 15
+    reason = "diverged"
+
+
+class LossSpikesError(SftError):
+    """Loss spikes in a row, more than are left out."""
+
+    exit_code = 15
+    reason = "loss_spikes"
 
 
 class NonFiniteError(SftError):

@@ -79,9 +79,14 @@ class Heartbeat:
             self._board.checkpointed(step)
 
     def tell_slowness(self, ratio: float) -> None:
-        """Tells this rank's own computing time in proportion to the median rank's."""
+        """Tells this rank's own computing time in proportion to the median rank's; 0 where it is not slow."""
         if self._board is not None:
             self._board.tell_slowness(ratio)
+
+    def tell_reason(self, reason: str) -> None:
+        """Tells in one word why this rank is about to end."""
+        if self._board is not None:
+            self._board.tell_reason(reason)
 
     def listen(self) -> None:
         """From now on signals ask for a stop instead of ending this process. For the main thread, once.

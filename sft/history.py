@@ -104,6 +104,15 @@ class History:
         if self._bar is not None:
             self._bar.write(f"step {record['step']}: eval_loss {record['eval_loss']:.4f}")
 
+    def log_spike(self, record: Record) -> None:
+        """A record of a step that was left out: step, epoch, loss, highest_loss, rows, elapsed_s."""
+        self.records.append({"type": "spike", **record})
+        if self._is_main:
+            self._say(
+                f"warning: step {record['step']} is left out: its loss is {record['loss']:.4f}, and at most "
+                f"{record['highest_loss']:.4f} is no spike. Its {len(record['rows'])} rows are in training_log.json."
+            )
+
     def log_summary(self, record: Record) -> None:
         """The last record of a run."""
         self.records.append({"type": "summary", **record})

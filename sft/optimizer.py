@@ -42,12 +42,17 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
+def num_warmup_steps(num_steps: int, args: Args) -> int:
+    """The steps, of `num_steps`, in which the learning rate rises."""
+    return args.warmup_steps if args.warmup_steps is not None else math.ceil(args.warmup_ratio * num_steps)
+
+
 def learning_rate_at(step: int, num_steps: int, args: Args) -> float:
     """Learning rate of optimizer step `step`, counted from 1 to `num_steps`: linear warm-up, then the schedule.
 
     The warm-up's last step has the peak rate; a cosine or linear schedule would reach zero one step after the last.
     """
-    warmup = args.warmup_steps if args.warmup_steps is not None else math.ceil(args.warmup_ratio * num_steps)
+    warmup = num_warmup_steps(num_steps, args)
     peak = args.peak_learning_rate
     if step <= warmup:
         return peak * step / warmup

@@ -11,7 +11,7 @@ from sft.faults import fault_at
 from sft.fence import Fence
 from sft.history import History
 from sft.identity import Identity
-from sft.loop import Plan
+from sft.plan import Plan
 from sft.run_summary import description
 from sft.storage import write_json
 from sft.world import World

@@ -6,7 +6,7 @@ from typing import Any
 
 from sft.checkpoint import RunState
 from sft.config import Args
-from sft.loop import Plan
+from sft.plan import Plan
 from sft.world import World
 
 
@@ -32,6 +32,7 @@ def summary(state: RunState, records: list[dict[str, Any]]) -> dict[str, Any]:
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "best_eval_loss": state.best_eval_loss,
+        "num_skipped_steps": state.num_skipped_steps,
         "num_tokens": state.num_tokens,
         "num_trained_tokens": state.num_trained_tokens,
         "tokens_per_s": state.num_tokens / state.elapsed_s if state.elapsed_s else None,

@@ -85,6 +85,7 @@ def _run(args: Args) -> int:
     try:
         return _train(args, heartbeat)
     except (SettingsError, SftError) as error:
+        heartbeat.tell_reason(error.reason if isinstance(error, SftError) else "")
         return _told(error)
     except Exception as error:
         from sft.world import is_lost_peer
@@ -175,8 +176,9 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     from sft.export import export_model
     from sft.history import History
     from sft.identity import Identity
-    from sft.loop import Plan, train
+    from sft.loop import Training, train
     from sft.masking import Masker, MaskOptions
+    from sft.plan import Plan
     from sft.resuming import checkpoints_of, resumed
     from sft.run_summary import summary
     from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
@@ -198,7 +200,7 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
 
     with history, closing(checkpoints):
         history.start(state.step)
-        state = train(engine, train_data, eval_data, args, plan, world, history, checkpoints, state)
+        state = train(Training(engine, train_data, eval_data, args, plan, world, history, checkpoints), state)
         world.heartbeat.beat("end", state.step)
         checkpoints.finish()
         if args.load_best_model_at_end and state.best_step is not None and state.best_step != state.step:

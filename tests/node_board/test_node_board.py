@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
@@ -21,6 +22,7 @@ board.beat("step", 7)
 board.plan(100)
 board.checkpointed(5)
 board.tell_slowness(1.75)
+board.tell_reason("diverged")
 print(os.getpid(), board.stop_reason)
 """
 
@@ -49,6 +51,7 @@ def test_what_a_process_tells_is_seen_by_another_in_its_slot_alone(board: NodeBo
     first, slot, last = board.slots()
     assert (slot.pid, slot.phase, slot.step, slot.num_beats) == (int(pid), "step", 7, 2)
     assert (slot.last_checkpoint, slot.num_steps, slot.slowness, reason) == (5, 100, 1.75, "time_limit")
+    assert (first.reason, slot.reason, last.reason) == ("", "diverged", "")
     assert before < slot.beat_at < time.monotonic()
     assert (first.pid, last.pid) == (0, 0)
     board.close()
@@ -101,4 +104,35 @@ def test_a_beat_costs_next_to_nothing(board: NodeBoard) -> None:
         times.append((time.perf_counter() - started) / 1000)
     assert min(times) < 10e-6
     rank.close()
+    board.close()
+
+
+MAKER = """
+import os, signal
+from node_board import NodeBoard
+
+board = NodeBoard.create(1)
+print(board.path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_boards_of_makers_that_were_killed_are_removed_and_no_others(board: NodeBoard) -> None:
+    killed = []
+    for _ in range(2):
+        root = str(Path(__file__).parents[2])
+        maker = subprocess.run(
+            [sys.executable, "-c", MAKER], env={"PYTHONPATH": root}, capture_output=True, text=True, check=False
+        )
+        killed.append(Path(maker.stdout.strip()))
+    old, new = killed
+    for path in (old, board.path):
+        os.utime(path, (time.time() - 3600,) * 2)
+    assert old.exists()
+    another = NodeBoard.create(1)
+    assert not old.exists()
+    assert board.path.exists()  # its maker lives, however old it is
+    assert new.exists()  # it may be one that is just being made
+    another.close()
+    new.unlink()
     board.close()

@@ -22,13 +22,15 @@ from tiny import tiny_args, write_conversations
 import sft.loop as train_loop
 from sft.config import ROOT, Args
 from sft.dataset import ConversationDataset
-from sft.loop import Plan, batch_of, seed_dropout
+from sft.loop import seed_dropout
 from sft.masking import Masker
 from sft.model_check import prepare_model
 from sft.packing import row_costs
+from sft.plan import Plan
 from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches
 from sft.sources import read_conversations
+from sft.step_data import batch_of
 from sft.tokenizer import build_tokenizer, pad_token_id
 from sft.train import build_engine, train_in_world
 from sft.world import World, sequence_group, world_from_env
@@ -182,20 +184,57 @@ def resume(folder: Path, world: World) -> None:
     runs += [(f"{name}-lora", name, {"lora": lora}) for name in ("ddp", "fsdp2", "zero3")]
     for label, name, settings in runs:
         args = tiny_args(train_file, folder / label, max_steps=6, save_steps=4, **settings, **ENGINES[name])
-        train_in_world(args, world)
+        _train_noting_rows(args, world)
         _take_up(folder / label, 4, f"{label}-resumed", args, world)
     for saved, taken_up in (("zero3", "ddp"), ("ddp", "zero2"), ("fsdp2", "zero3"), ("zero1", "fsdp2")):
         args = tiny_args(train_file, folder, max_steps=6, save_steps=4, **ENGINES[taken_up])
         _take_up(folder / saved, 4, f"{saved}-then-{taken_up}", args, world)
 
 
+WORLD_CHAINS = {
+    "zero3-ddp-fsdp2": {2: "zero3", 1: "ddp", 4: "fsdp2"},
+    **{name: dict.fromkeys((2, 1, 4), name) for name in ("ddp", "fsdp2", "zero3")},
+}
+"""Name → the engine of each number of ranks: two first, then one, then four."""
+WORLD_HOPS = {1: (2, 4), 4: (1, 5)}
+"""Number of ranks → (those that it takes up from, the step after which it does)."""
+
+
 def other_worlds(folder: Path, world: World) -> None:
     """What two ranks saved at step 4 is taken up by one, which saves at step 5, and that by four."""
-    hops = {1: ("zero3", 4, "ddp"), 4: ("zero3-1", 5, "fsdp2")}
-    source, step, engine = hops[world.size]
-    settings = {"max_steps": 6, "save_steps": 5, "per_device_train_batch_size": 4 // world.size, **ENGINES[engine]}
-    args = tiny_args(folder / "train.jsonl", folder, **settings)
-    _take_up(folder / source, step, f"zero3-{world.size}", args, world)
+    before, step = WORLD_HOPS[world.size]
+    for name, engines in WORLD_CHAINS.items():
+        settings = {"max_steps": 6, "save_steps": 5, "per_device_train_batch_size": 4 // world.size}
+        args = tiny_args(folder / "train.jsonl", folder, **settings, **ENGINES[engines[world.size]])
+        _take_up(
+            folder / (engines[2] if before == 2 else f"worlds-{name}-1"),
+            step,
+            f"worlds-{name}-{world.size}",
+            args,
+            world,
+        )
+
+
+def other_engines(folder: Path, world: World) -> None:
+    """What ZeRO-3 saved at step 4 is taken up by DDP, which saves at step 5, and that by FSDP2."""
+    for source, step, label, engine in (
+        ("zero3", 4, "engines-ddp", "ddp"),
+        ("engines-ddp", 5, "engines-fsdp2", "fsdp2"),
+    ):
+        args = tiny_args(folder / "train.jsonl", folder, max_steps=6, save_steps=5, **ENGINES[engine])
+        _take_up(folder / source, step, label, args, world)
+
+
+def hop(folder: Path, world: World) -> None:
+    """A run of three epochs of 10 steps; from a step that a file says, taken up from another one."""
+    hop = json.loads((folder / "hop.json").read_text())
+    settings = {"max_steps": 30, "save_steps": 1, "save_total_limit": 30}
+    size = {"per_device_train_batch_size": 4 // world.size}
+    args = tiny_args(folder / "few.jsonl", folder / hop["name"], **settings, **size, **ENGINES[hop["engine"]])
+    if hop["step"]:
+        _take_up(folder / hop["source"], hop["step"], hop["name"], args, world)
+    else:
+        _train_noting_rows(args, world)
 
 
 def _take_up(source: Path, step: int, label: str, args: Args, world: World) -> None:
@@ -205,7 +244,24 @@ def _take_up(source: Path, step: int, label: str, args: Args, world: World) -> N
         shutil.copytree(source / "checkpoints" / name, target / "checkpoints" / name)
         shutil.copy(source / "training_log.json", target)
     world.barrier()
-    train_in_world(replace(args, output_dir=str(target)), world)
+    _train_noting_rows(replace(args, output_dir=str(target)), world)
+
+
+def _train_noting_rows(args: Args, world: World) -> None:
+    """Trains; each rank notes which rows it computes in each step, as it does."""
+    original = train_loop.optimizer_step
+
+    def noting(run: Any, step: int, data: Any, *values: Any) -> tuple[float, float]:
+        rows = [row for batch in data.documents for row in batch]
+        with Path(args.output_dir, f"rows-{world.rank}.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "rows": rows}) + "\n")
+        return original(run, step, data, *values)
+
+    train_loop.optimizer_step = noting
+    try:
+        train_in_world(args, world)
+    finally:
+        train_loop.optimizer_step = original
 
 
 def interrupted(folder: Path, world: World) -> None:
@@ -294,6 +350,14 @@ def within_nodes(folder: Path, world: World) -> None:
         train_in_world(replace(args, output_dir=str(target)), world)
 
 
+def spikes(folder: Path, world: World) -> None:
+    """For each engine, a run in whose second epoch a row among others that are alike is a spike."""
+    shared: dict[str, Any] = {"skip_loss_spikes": 8.0, "num_train_epochs": 2.0, "per_device_train_batch_size": 1}
+    shared |= {"save_steps": 1, "save_total_limit": 100, "lr_scheduler_type": "constant", "warmup_steps": 2}
+    for name, engine in ENGINES.items():
+        train_in_world(tiny_args(folder / "alike.jsonl", folder / f"spikes-{name}", **shared, **engine), world)
+
+
 def scale(folder: Path, world: World) -> None:
     """What each rank asks for in runs of 2 and of 4 steps: for each engine on little data, for one on much as well."""
     runs = folder.parent / f"{folder.name}-runs"
@@ -315,6 +379,9 @@ SCENARIOS: dict[str, Callable[[Path, World], None]] = {
     "packed_runs": packed_runs,
     "resume": resume,
     "other_worlds": other_worlds,
+    "other_engines": other_engines,
+    "hop": hop,
+    "spikes": spikes,
     "interrupted": interrupted,
     "pretrained": pretrained,
     "uneven": uneven,
@@ -331,6 +398,11 @@ def prepare(folder: Path) -> None:
     write_conversations(folder / "five.jsonl", 5, seed=1)
     write_conversations(folder / "few.jsonl", 40)
     write_conversations(folder / "many.jsonl", 400)
+    usual, odd = (
+        {"role": "assistant", "content": text} for text in ("as ever, and ever, and ever", "zqxv jw%k$ vb#j 77")
+    )
+    rows = [{"messages": [{"role": "user", "content": "which?"}, answer]} for answer in [usual] * 41 + [odd]]
+    (folder / "alike.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     weighted = []
     for number, line in enumerate(write_conversations(folder / "weighted.jsonl", 20, seed=2).read_text().splitlines()):
         row = json.loads(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scenarios import ENGINES, PACKED_SPLITS, SPLITS, prepare
+from scenarios import ENGINES, PACKED_SPLITS, SPLITS, WORLD_CHAINS, WORLD_HOPS, prepare
 from tiny import TOKENIZER, losses, moves_below_bfloat16
 
 pytestmark = pytest.mark.ranks
@@ -108,13 +109,82 @@ def test_a_checkpoint_of_one_engine_is_taken_up_by_another(resumed: Path, label:
     assert losses(resumed / label) == pytest.approx(losses(resumed / "ddp"), rel=1e-5)
 
 
-def test_a_checkpoint_is_taken_up_by_other_numbers_of_ranks_in_the_same_order(resumed: Path) -> None:
-    """ZeRO-3 on two ranks, then one rank, then FSDP2 on four."""
-    for num_processes in (1, 4):
+def rows_of(output_dir: Path) -> dict[int, list[int]]:
+    """Step → the rows that its ranks computed in it, by what each noted as it did."""
+    found: dict[int, list[int]] = {}
+    for path in sorted(output_dir.glob("rows-*.jsonl")):
+        for note in map(json.loads, path.read_text().splitlines()):
+            found[note["step"]] = sorted(found.get(note["step"], []) + note["rows"])
+    return found
+
+
+def assert_goes_on_as(found: Path, straight: Path, step: int) -> None:
+    """The run taken up after a step has computed the same rows in each step as the one that never stopped, with the
+    same losses to 1e-5; and that one each row once in an epoch."""
+    expected = rows_of(straight)
+    assert rows_of(found) == {number: rows for number, rows in expected.items() if number > step}
+    assert losses(found) == pytest.approx(losses(straight), rel=1e-5)
+    assert _logged(found, "num_trained_tokens") == _logged(straight, "num_trained_tokens")
+    epochs = json.loads((straight / "training_log.json").read_text())[-2]["epoch"]
+    seen = sorted(row for rows in expected.values() for row in rows)
+    assert seen == sorted(list(range(len(set(seen)))) * round(epochs))
+
+
+@pytest.fixture(scope="module")
+def other_worlds(resumed: Path) -> Path:
+    for num_processes in WORLD_HOPS:
         run_scenario("other_worlds", resumed, num_processes)
-        found = resumed / f"zero3-{num_processes}"
-        assert losses(found) == pytest.approx(losses(resumed / "zero3"), rel=1e-5)
-        assert _logged(found, "num_trained_tokens") == _logged(resumed / "zero3", "num_trained_tokens")
+    return resumed
+
+
+@pytest.mark.parametrize("chain", WORLD_CHAINS)
+def test_a_checkpoint_is_taken_up_by_other_numbers_of_ranks_in_the_same_order(other_worlds: Path, chain: str) -> None:
+    """Two ranks, then one, then four: ZeRO-3, then DDP, then FSDP2; and each of them all the way."""
+    for num_processes, (_, step) in WORLD_HOPS.items():
+        assert_goes_on_as(other_worlds / f"worlds-{chain}-{num_processes}", other_worlds / "ddp", step)
+
+
+def test_a_checkpoint_is_taken_up_by_other_engines_in_the_same_order(resumed: Path) -> None:
+    """ZeRO-3, then DDP, then FSDP2, on two ranks."""
+    run_scenario("other_engines", resumed, 2)
+    for label, step in (("engines-ddp", 4), ("engines-fsdp2", 5)):
+        assert_goes_on_as(resumed / label, resumed / "ddp", step)
+
+
+@pytest.mark.soak
+def test_a_run_that_moves_eight_times_sees_each_row_once_in_an_epoch(folder: Path) -> None:
+    """Bar 2, further: other numbers of ranks and other engines, at random steps."""
+    rng = random.Random(5)
+    steps = [0, *sorted(rng.sample(range(1, 30), 8))]
+    hops = [(rng.choice((1, 2, 4)), rng.choice([name for name in ENGINES if name != "zero0"])) for _ in steps]
+    source = "none"
+    for number, (step, (num_processes, engine)) in enumerate(zip(steps, hops, strict=True)):
+        name = f"hop-{number}"
+        told = {"name": name, "source": source, "step": step, "engine": engine}
+        (folder / "hop.json").write_text(json.dumps(told))
+        run_scenario("hop", folder, num_processes)
+        source = name
+        assert_goes_on_as(folder / name, folder / "hop-0", step)
+
+
+def test_loss_spikes_are_left_out_by_every_engine(folder: Path) -> None:
+    run_scenario("spikes", folder, 2)
+    logs = {name: json.loads((folder / f"spikes-{name}" / "training_log.json").read_text()) for name in ENGINES}
+    steps = {name: [record["step"] for record in log if record["type"] == "spike"] for name, log in logs.items()}
+    assert all(found == steps["ddp"] for found in steps.values())
+    assert max(steps["ddp"]) > 21  # in the second epoch, when the others are learnt
+    for name in ENGINES:
+        assert losses(folder / f"spikes-{name}") == pytest.approx(losses(folder / "spikes-ddp"), rel=1e-4)
+        before, at, after = (_parts(folder / f"spikes-{name}", max(steps["ddp"]) + number) for number in (-1, 0, 1))
+        assert before.keys() == at.keys()
+        assert all(before[key].equal(at[key]) for key in before), name
+        assert not all(after[key].equal(at[key]) for key in at), name
+
+
+def _parts(output_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, by file and name."""
+    files = sorted((output_dir / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
+    return {f"{path.name}:{name}": tensor for path in files for name, tensor in load_file(path).items()}
 
 
 def run_interrupted(folder: Path, name: str, settings: dict[str, object], *, kill: bool) -> int:

@@ -14,10 +14,11 @@ import torch
 from tiny import tiny_args, write_conversations
 
 from sft.dataset import ConversationDataset
-from sft.loop import Plan, step_data
 from sft.masking import Masker
+from sft.plan import Plan
 from sft.prefetch import prefetched
 from sft.sources import read_conversations
+from sft.step_data import step_data
 from sft.tokenizer import build_tokenizer, pad_token_id
 from sft.world import World
 
