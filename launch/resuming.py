@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from launch.errors import LaunchError, LockedError
 from launch.records import make_directory, read_json, write_text
 from launch.runs import Run
 from launch.secret_values import secret_problems
-from launch.settings import LaunchSettings, default_lead_s
+from launch.settings import LaunchSettings, default_grace_s, default_lead_s
 from launch.spec import JobSpec
 from launch.submit import write_submission
 from strict_settings import Problem, SettingsError, build, parse_command_line
@@ -175,7 +175,8 @@ def changed(
     kept = dataclasses.replace(spec.resources, **{name: getattr(values, name) for name in new & fields})
     spec = dataclasses.replace(_told(spec, overrides, accepts_data=accepts_data), resources=kept)
     lead_s = values.signal_lead_s or min(spec.signal_lead_s, default_lead_s(kept.time_min))
-    spec = dataclasses.replace(spec, signal_lead_s=lead_s)
+    grace_s = spec.stop_grace_s if spec.stop_grace_s >= lead_s else default_grace_s(lead_s)
+    spec = dataclasses.replace(spec, signal_lead_s=lead_s, stop_grace_s=grace_s)
     if problems := list(spec.problems()):
         raise SettingsError(problems)
     return spec

@@ -21,6 +21,8 @@ from launch.spec import JobSpec, Resources, Watchdog
 from strict_settings import Problem, SettingsError, Source, at_least, build, parse_command_line, read_yaml
 
 MAX_DEFAULT_LEAD_S = 120
+EARLY_SIGNAL_S = 60.0
+"""So much sooner than asked for Slurm may send a signal, by sbatch(1)."""
 Executor = Literal["auto", "slurm", "local"]
 
 
@@ -60,9 +62,9 @@ class LaunchSettings(Resources):
     """Folder on each node's own disk for code that is compiled on the way (Triton, inductor, extensions)."""
     python: str | None = None
     """Python of the job; default: the one that submits."""
-    stop_grace_s: Annotated[float, at_least(1)] = 60.0
+    stop_grace_s: Annotated[float, at_least(1)] | None = None
     """How long ranks may take to save once they are told to stop; on Slurm no longer than it waits (KillWait) where it
-    stops the job itself."""
+    stops the job itself. Default: a minute more than signal_lead_s, as Slurm may send that signal a minute early."""
     watchdog: Watchdog = field(default_factory=Watchdog)
     """How long ranks may stand still."""
     chain: Chain | None = None
@@ -241,6 +243,7 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
     )
     container = settings.container
     script = specs.DEFAULT_SCRIPT if settings.script is None else working_dir / settings.script
+    lead_s = settings.signal_lead_s or default_lead_s(settings.time_min)
     job = JobSpec(
         name=name,
         run_dir=str(run_dir),
@@ -259,11 +262,11 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         batch_python=None if container is None else sys.executable,
         interface=settings.interface,
         cache_dir=settings.cache_dir,
-        stop_grace_s=settings.stop_grace_s,
+        stop_grace_s=settings.stop_grace_s or default_grace_s(lead_s),
         watchdog=settings.watchdog,
         chain=settings.chain or ("requeue" if settings.script is None else "none"),
         max_restarts=settings.max_restarts,
-        signal_lead_s=settings.signal_lead_s or default_lead_s(settings.time_min),
+        signal_lead_s=lead_s,
         env_file=None if settings.env_file is None else os.path.abspath(working_dir / settings.env_file),
     )
     if problems := [*job.problems(), *places.file_problems(job, settings.zero), *places.directory_problems(run_dir)]:
@@ -284,6 +287,11 @@ def _per_gpu(number: int | None, gpus_per_node: int) -> int | None:
 def default_lead_s(time_min: int | None) -> int:
     """Two minutes, and at most a third of a short job: Slurm may send the signal up to a minute too early."""
     return MAX_DEFAULT_LEAD_S if time_min is None else min(MAX_DEFAULT_LEAD_S, 60 * time_min // 3)
+
+
+def default_grace_s(signal_lead_s: int) -> float:
+    """So long that it is Slurm that ends a job whose ranks still save, and not we before it."""
+    return signal_lead_s + EARLY_SIGNAL_S
 
 
 def _script_args(draft: Draft, run_dir: Path) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ class JobSpec:
     """Python of the batch script, where `python` is that of a container."""
     interface: str | None = None
     cache_dir: str | None = None
-    stop_grace_s: float = 60.0
+    stop_grace_s: float = 180.0
     """From the request to stop until the ranks are ended, in which they save."""
     kill_wait_s: float | None = None
     """From Slurm's SIGTERM to its SIGKILL; None where there is no such limit."""
@@ -155,6 +155,9 @@ class JobSpec:
         if limit_s is not None and self.signal_lead_s >= limit_s:
             rule = f"be less than the time limit, {limit_s} s (time_min is {self.resources.time_min})"
             yield Problem("signal_lead_s", self.signal_lead_s, rule, "Ask for more time, or for an earlier signal.")
+        if limit_s is not None and self.stop_grace_s < self.signal_lead_s:
+            rule = f"be signal_lead_s ({self.signal_lead_s} s) or more: that is how long the job has for its last save"
+            yield Problem("stop_grace_s", self.stop_grace_s, rule, "Leave it out, or lower signal_lead_s.")
         for name, value in self.env.items():
             yield from _variable_problems(name, value)
         yield from module_problems(self.modules)

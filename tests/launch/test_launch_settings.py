@@ -151,3 +151,26 @@ def test_profiles_of_the_user_and_suggestion(work: Path) -> None:
 def test_directory_with_a_submission_is_taken(work: Path) -> None:
     write(work / "runs/x/job.json", "{}")
     assert "Choose another --name" in refusal(work, Request(name="x"))
+
+
+@pytest.mark.parametrize(
+    ("launch", "lead_s", "grace_s"),
+    [
+        ("{}", 120, 180.0),
+        ("{time_min: 60}", 120, 180.0),
+        ("{time_min: 3}", 60, 120.0),
+        ("{signal_lead_s: 300, time_min: 60}", 300, 360.0),
+        ("{stop_grace_s: 120, time_min: 60}", 120, 120.0),
+        ("{stop_grace_s: 5}", 120, 5.0),  # without a time limit nobody else waits
+    ],
+)
+def test_ranks_have_as_long_to_save_as_the_job_has(work: Path, launch: str, lead_s: int, grace_s: float) -> None:
+    write(work / "run.yaml", f"launch: {launch}\n")
+    job = resolve(work, Request(config="run.yaml"))
+    assert (job.signal_lead_s, job.stop_grace_s) == (lead_s, grace_s)
+
+
+def test_a_grace_that_ends_ranks_while_the_job_has_time_is_refused(work: Path) -> None:
+    write(work / "run.yaml", "launch: {stop_grace_s: 60, time_min: 60}\n")
+    told = refusal(work, Request(config="run.yaml"))
+    assert "stop_grace_s is 60.0; it must be signal_lead_s (120 s) or more" in told

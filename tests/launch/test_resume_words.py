@@ -42,6 +42,8 @@ def test_other_resources(make_spec: MakeSpec) -> None:
     assert (resumed.resources.time_min, resumed.resources.partition, resumed.resources.nodes) == (3, "long", 2)
     assert resumed.signal_lead_s == 60
     assert resumed.resume_args == ()
+    longer = changed(spec, {"signal-lead-s": "600"}, [], accepts_data=False)
+    assert (longer.signal_lead_s, longer.stop_grace_s) == (600, 660.0)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_what_is_set_stays(make_spec: MakeSpec) -> None:
         "CLEANSFT_RUN_DIR": "/shared/runs/demo",
         "CLEANSFT_ATTEMPT": "0",
         "CLEANSFT_NODE_RANK": "1",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "70",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "190",
     }
 
 
