@@ -7,11 +7,14 @@ Each must end well, after the attempts that its fault asks for, with the same lo
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +23,8 @@ from typing import Any
 
 from launch import attempts, options, runs
 from launch.errors import HANG, OK, PEER_LOST, STOPPED, LaunchError
-from launch.spec import JobSpec, python_path
+from launch.records import write_json
+from launch.spec import DEFAULT_SCRIPT, JobSpec, python_path
 
 MIN_STEPS = 3
 RECORDS_S = 10.0
@@ -131,6 +135,47 @@ def words_of(arguments: argparse.Namespace, row: Row, name: str, num_ranks: int)
     words += ["--skip-audit"] if row.fault or arguments.skip_audit else []
     short = [f"--max_steps={arguments.steps}", f"--save_steps={every}", "--logging_steps=1", "--report_to=none"]
     return ["submit", *words, "--wait", "--", *arguments.script_args, *short, "--resume_from_checkpoint=auto"]
+
+
+@contextlib.contextmanager
+def settings_of(arguments: argparse.Namespace, run: runs.Run) -> Iterator[argparse.Namespace]:
+    """The drill of a run's settings, as it was submitted or resumed last; what is given beside the run wins.
+
+    The run directory is read and not written; the drill's own ones are made beside it. What has no option of its own is
+    handed over in a file, for as long as this is open.
+
+    Raises:
+        LaunchError: settings are given twice, or the run's settings file is gone.
+    """
+    job = JobSpec.from_json(run.job)
+    if arguments.config is not None or arguments.profile is not None:
+        raise LaunchError(
+            "RUN is given with --config or --profile; only one of them can have the settings. Leave one out."
+        )
+    if job.config is not None and not Path(job.config).is_file():
+        raise LaunchError(f"{run.name} was submitted with {job.config}; it must be there for a drill. Use --config.")
+    fields = {**dataclasses.asdict(job), **dataclasses.asdict(job.resources), "runs_dir": str(Path(job.run_dir).parent)}
+    if job.script == str(DEFAULT_SCRIPT):
+        del fields["script"]
+    settings = argparse.Namespace(**vars(arguments))
+    for option, _, _ in options.OPTIONS:
+        name = option.replace("-", "_")
+        if getattr(settings, name) is None:
+            setattr(settings, name, fields.get(name))
+    settings.config = job.config
+    settings.env = [*(f"{name}={value}" for name, value in job.env.items() if name != "SFT_FAULT"), *arguments.env]
+    resumed_with = options.without_options(job.resume_args, ("resume_override", "accept_data_change"))
+    own = (
+        options.without_options(job.script_args, ("config", "output_dir"))
+        if "script" not in fields
+        else job.script_args
+    )
+    settings.script_args = [*own, *resumed_with, *arguments.script_args]
+    with tempfile.TemporaryDirectory(prefix="cleansft-drill-") as folder:
+        settings.profile = str(Path(folder, "launch.yaml"))
+        rest = {name: fields[name] for name in ("setup", "watchdog", "stop_grace_s")}
+        write_json(Path(settings.profile), rest)
+        yield settings
 
 
 def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:

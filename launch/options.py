@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from launch.errors import EXIT_CODES, REFUSED, LaunchError
@@ -108,6 +108,21 @@ def _split(words: list[str]) -> tuple[list[str], bool, list[str]]:
     return words[:index], True, words[index + 1 :]
 
 
+def without_options(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+    """`--name value` and `--name=value` taken out: each may be given once."""
+    kept: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        name, equals, _ = word.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") in names:
+            if not equals and remaining and not remaining[0].startswith("--"):
+                remaining.pop(0)
+            continue
+        kept.append(word)
+    return tuple(kept)
+
+
 def _main_parser() -> _Parser:
     commands = "\n".join(f"  {name:<12} {verb.help}" for name, verb in VERBS.items())
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
@@ -166,6 +181,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_drill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help="take the settings of this run, which is left as it is")
     _add_settings(parser)
     parser.add_argument("--steps", type=int, default=9, metavar="N", help="optimizer steps of each run (default 9)")
     parser.add_argument(
@@ -293,7 +309,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "profiles": Verb("settings of your cluster in a file: make, list, show", ["init", "show mycluster"], _add_profiles),
     "drill": Verb(
-        "prove that runs survive stops, deaths and hangs", ["--nodes 2 --config run.yaml"], _add_drill, _SCRIPT
+        "prove that runs survive stops, deaths and hangs", ["--nodes 2 --config run.yaml", "demo"], _add_drill, _SCRIPT
     ),
     "completion": Verb(
         "completion of the word `launch` in your shell", ["bash >> ~/.bashrc"], _add_completion, "words"

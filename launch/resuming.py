@@ -15,6 +15,7 @@ from pathlib import Path
 from launch import cluster, executor, runs
 from launch.claims import Claim, latest_claim, make_claim
 from launch.errors import LaunchError, LockedError
+from launch.options import without_options
 from launch.records import make_directory, read_json, write_text
 from launch.runs import Run
 from launch.secret_values import secret_problems
@@ -204,18 +205,3 @@ def _told(spec: JobSpec, overrides: Sequence[str], *, accepts_data: bool) -> Job
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
     return {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
-
-
-def without_options(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
-    """`--name value` and `--name=value` taken out: each may be given once."""
-    kept: list[str] = []
-    remaining = list(words)
-    while remaining:
-        word = remaining.pop(0)
-        name, equals, _ = word.partition("=")
-        if name.startswith("--") and name[2:].replace("-", "_") in names:
-            if not equals and remaining and not remaining[0].startswith("--"):
-                remaining.pop(0)
-            continue
-        kept.append(word)
-    return tuple(kept)

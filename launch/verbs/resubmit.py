@@ -54,5 +54,5 @@ def anew(spec: JobSpec, name: str, extra_args: list[str]) -> JobSpec:
     resumed = [word for option, value in pairs if option[2:] not in _ABOUT_RESUMING for word in (option, value)]
     given = {word.partition("=")[0][2:].replace("-", "_") for word in extra_args if word.startswith("--")}
     own = [run_dir if word == spec.run_dir else word for word in (*spec.script_args, *resumed)]
-    script_args = (*resuming.without_options(own, given), *extra_args)
+    script_args = (*options.without_options(own, given), *extra_args)
     return replace(spec, name=name, run_dir=run_dir, script_args=script_args, resume_args=())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,13 @@ import pytest
 
 from launch import options
 from launch.__main__ import main
-from launch.drill import ROWS, Evidence, gather, problems, words_of
+from launch.drill import ROWS, Evidence, gather, problems, settings_of, words_of
 from launch.records import write_json
-from launch.spec import ROOT
+from launch.runs import Run
+from launch.settings import Request, read, resolve
+from launch.spec import ROOT, JobSpec
 
+MakeSpec = Callable[..., JobSpec]
 KILL = next(row for row in ROWS if row.name == "kill")
 UNDISTURBED = Evidence((0,), (), {1: 2.5, 2: 2.25}, {"model.safetensors": "aa"})
 GONE_ON = replace(UNDISTURBED, codes=(11, 0))
@@ -57,6 +62,55 @@ def test_a_row_submits_what_the_user_would_with_a_fault_and_few_steps() -> None:
     assert dashes[:2] == ["--learning_rate", "1e-3"]
     assert {"--max_steps=12", "--save_steps=4", "--logging_steps=1"} <= set(dashes)
     options.parse(words)  # the launcher understands it
+
+
+def test_a_run_is_drilled_with_its_own_settings_and_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("launch: {setup: [module load x], watchdog: {step_s: 30}}\n")
+    given = ["submit", "--executor", "local", "--nodes", "3", "--zero", "2", "--config", "run.yaml", "--name", "long"]
+    given += ["--env", "A=b", "--env", "SFT_FAULT=kill@0:3", "--max-restarts", "4"]
+    job = spec_of(options.parse([*given, "--", "--seed", "3"]), tmp_path)
+    job = replace(job, resume_args=("--learning_rate", "2e-3", "--resume_override", "[learning_rate]"))
+    run_dir = Path(job.run_dir)
+    run_dir.mkdir(parents=True)
+    write_json(run_dir / "job.json", job.to_json())
+    before = {path: path.stat().st_mtime_ns for path in (run_dir, *run_dir.iterdir())}
+    with settings_of(options.parse(["drill", "long", "--steps", "6", "--nodes", "2"]), Run(run_dir)) as settings:
+        words = words_of(settings, KILL, "d-kill", 2)
+        again = spec_of(options.parse(words), tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (run_dir, *run_dir.iterdir())} == before
+    assert again.run_dir == str(run_dir.parent / "d-kill")
+    assert again.env == {"A": "b", "SFT_FAULT": "kill@1:5"}
+    assert (again.setup, again.watchdog.step_s, again.max_restarts) == (("module load x",), 30.0, 4)
+    assert again.resources == replace(job.resources, nodes=2)
+    assert again.script_args[4:10] == (*job.script_args[4:6], "--seed", "3", "--learning_rate", "2e-3")
+    assert again.script_args.count("--config") == again.script_args.count("--output_dir") == 1
+    same = ("script", "python", "launcher", "stop_grace_s", "signal_lead_s", "chain", "config", "working_dir")
+    assert {name: getattr(again, name) for name in same} == {name: getattr(job, name) for name in same}
+
+
+def spec_of(arguments: argparse.Namespace, work: Path) -> JobSpec:
+    """What `submit` makes of the words."""
+    names = [option.replace("-", "_") for option, _, _ in options.OPTIONS]
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    request = Request(
+        config=arguments.config,
+        profile=arguments.profile,
+        name=arguments.name,
+        options=tuple(f"--{name}={value}" for name, value in given.items()),
+        env=tuple(arguments.env),
+        script_args=tuple(arguments.script_args),
+    )
+    return resolve(read(request, work, work / "home"), "local", work)
+
+
+def test_a_run_and_a_settings_file_are_not_both_taken(
+    make_spec: MakeSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "job.json", make_spec(config="/gone/run.yaml").to_json())
+    assert main(["drill", str(tmp_path), "--config", "other.yaml"]) == 2
+    assert "RUN is given with --config or --profile" in capsys.readouterr().err
+    assert main(["drill", str(tmp_path)]) == 2
+    assert "was submitted with /gone/run.yaml; it must be there" in capsys.readouterr().err
 
 
 def test_too_few_steps_are_refused() -> None:
