@@ -138,6 +138,7 @@ class Agent:
         watch = NodeWatch(self.spec, self.node, self.records, self.logs)
         environment = inherited | node_environment(self.spec, rendezvous, self.attempt, facts)
         environment[VARIABLE] = str(watch.board.path)
+        environment["CLEANSFT_NONCE"] = rendezvous.nonce
         environment["CLEANSFT_ENDED_JOBS"] = ",".join(earlier_jobs(self.records.parent, self.allocation.job_id))
         print(f"node {self.node} on {socket.gethostname()} starts: {json.dumps(argv)}", flush=True)
         launcher = subprocess.Popen(

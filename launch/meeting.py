@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,8 @@ class Meeting:
             port = network.first_free_port(
                 candidate_ports(self._allocation.rendezvous_id, network.ephemeral_ports()),
             )
-            write_json(path, {"address": self._address(), "port": port, "job_id": self._allocation.job_id})
+            record = {"address": self._address(), "port": port, "job_id": self._allocation.job_id}
+            write_json(path, {**record, "nonce": secrets.token_hex(16)})
         meeting = self._published(path)
         return Rendezvous(
             self._allocation.rendezvous_id,
@@ -51,6 +53,7 @@ class Meeting:
             str(meeting["port"]),
             self._node,
             self._allocation.hosts,
+            meeting["nonce"],
         )
 
     def _await_all_nodes(self) -> None:

@@ -24,7 +24,7 @@ if __name__ == "__main__":
     # Started by its path: `launch` is found from here, and no module of it by a bare name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.env_file import read_env_file
+from launch.env_file import secrets_of
 from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, STOPPED, LaunchError, reason_of
 from launch.memory_limit import MemoryLimit, memory_limit
 from launch.processes import before_exec, die_with_parent
@@ -59,7 +59,7 @@ def main() -> int:
     argv = [job["python"], "-u", job["script"], *job["script_args"], *job.get("resume_args", ())]
     supervisor = _Supervisor(argv, log, board)
     try:
-        code = supervisor.run(read_env_file(Path(job["env_file"])) if job.get("env_file") else {})
+        code = supervisor.run(secrets_of(job, os.environ))
     except LaunchError as error:
         code = error.exit_code
         log.write_text(f"{error.prefix}{error}\n", encoding="utf-8")

@@ -43,6 +43,8 @@ class Rendezvous:
     port: str
     node_rank: int
     hosts: tuple[str, ...]
+    nonce: str = ""
+    """By which ranks know that they are all of this attempt: hexadecimal digits."""
 
 
 def allocation_from(variables: Mapping[str, str]) -> Allocation:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from launch import places, profiles
 from launch import spec as specs
 from launch.chain import Chain
+from launch.env_file import found_env_file
 from launch.secret_values import secret_problems
 from launch.site import Container, num_gpus
 from launch.spec import JobSpec, Resources, Watchdog
@@ -45,7 +46,8 @@ class LaunchSettings(Resources):
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables for the ranks."""
     env_file: str | None = None
-    """File of NAME=VALUE lines with secrets for the ranks, of mode 0600; read in the process that starts each rank."""
+    """File of NAME=VALUE lines with secrets for the ranks, of mode 0600; read in the process that starts each rank.
+    WANDB_API_KEY and HF_TOKEN are also taken from a `.env` of mode 0600 where you submit, if they are not set."""
     setup: tuple[str, ...] = ()
     """Shell lines that run before the agents, for example `module load cuda`."""
     modules: tuple[str, ...] = ()
@@ -243,6 +245,7 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
     )
     container = settings.container
     script = specs.DEFAULT_SCRIPT if settings.script is None else working_dir / settings.script
+    found, _ = found_env_file(working_dir)
     lead_s = settings.signal_lead_s or default_lead_s(settings.time_min)
     job = JobSpec(
         name=name,
@@ -267,6 +270,7 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         chain=settings.chain or ("requeue" if settings.script is None else "none"),
         max_restarts=settings.max_restarts,
         signal_lead_s=lead_s,
+        found_env_file=None if found is None else str(found),
         env_file=None if settings.env_file is None else os.path.abspath(working_dir / settings.env_file),
     )
     if problems := [*job.problems(), *places.file_problems(job, settings.zero), *places.directory_problems(run_dir)]:

@@ -121,6 +121,8 @@ class JobSpec:
     signal_lead_s: int = 120
     env_file: str | None = None
     """A file of variables that hold secrets, which the ranks' wrappers read."""
+    found_env_file: str | None = None
+    """A `.env` that was found where the job was submitted; two names of it are taken (`launch.env_file`)."""
     resume_args: tuple[str, ...] = ()
     """What `launch resume` has added to the script's arguments."""
 

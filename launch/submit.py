@@ -15,7 +15,7 @@ from typing import Any
 
 from launch import cluster, processes, runs
 from launch.claims import CLAIM, Claim, latest_claim
-from launch.env_file import read_env_file
+from launch.env_file import secrets_of
 from launch.errors import REFUSED, LaunchError
 from launch.records import make_directory, read_json, write_json, write_text
 from launch.runs import Run
@@ -85,13 +85,8 @@ def _run_as_job(
     command: list[str], spec: JobSpec, environ: Mapping[str, str], timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command of our own where the job will run, in the environment that it will have."""
-    secrets_of_ranks = read_env_file(Path(spec.env_file)) if spec.env_file else {}
-    environment = {
-        **cluster.without_outer_job(environ),
-        **spec.env,
-        **secrets_of_ranks,
-        "WORLD_SIZE": str(spec.world_size),
-    }
+    environment = {**cluster.without_outer_job(environ), **spec.env}
+    environment |= {**secrets_of(spec.to_json(), environment), "WORLD_SIZE": str(spec.world_size)}
     environment["PYTHONPATH"] = python_path(environ)
     return subprocess.run(
         command,

@@ -57,6 +57,12 @@ class LostPeerError(SftError):
     exit_code = 11
 
 
+class MeetingError(SftError):
+    """Ranks that are not all of one attempt of one run."""
+
+    exit_code = 17
+
+
 class DivergedError(SftError):
     """Weights that are not the same on all ranks that must have the same."""
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft.heartbeat import Heartbeat
+from sft.meeting import bound_store, require_one_run
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,9 @@ def world_from_env(
         sequence_parallel_size: neighbouring ranks that share the tokens of each row; divides the world's size.
         heartbeat: of this process; by default nobody hears it.
 
+    Raises:
+        MeetingError: a rank of another run has come.
+
     The process group is nccl on GPUs and gloo elsewhere. It is left behind, not destroyed, when the body raises:
     destroying it can wait for peers, and the message must get out first.
     """
@@ -148,7 +152,10 @@ def world_from_env(
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout, bound = timedelta(seconds=timeout_s), device if device.type == "cuda" else None
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout, device_id=bound)
+        store = bound_store(os.environ, timeout)
+        place = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+        dist.init_process_group(backend, timeout=timeout, device_id=bound, **place)
+        require_one_run(os.environ, device)
     elif always_group:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout, device_id=bound)

@@ -18,7 +18,7 @@ LAYERS = {
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
         "__init__ errors allocator",
-        "heartbeat faults pace",
+        "heartbeat faults pace meeting",
         "deepspeed_config lora_args setting_files",
         "setting_rules",
         "config",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch import cluster, devices, local, options, profiles, resuming, script, settings
 from launch import submit as effects
+from launch.env_file import found_env_file
 from launch.errors import OK
 from launch.runs import Run
 from launch.spec import JobSpec
@@ -30,8 +31,8 @@ def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:
     working_dir = Path.cwd()
     draft = settings.read(_request(arguments), working_dir, Path.home())
     executor, note = cluster.choose_executor(draft.settings.executor)
-    if note:
-        print(note, file=sys.stderr)
+    for told in filter(None, (note, found_env_file(working_dir)[1])):
+        print(told, file=sys.stderr)
     spec = settings.resolve(draft, executor, working_dir)
     if problems := request_problems(spec):
         raise SettingsError(draft.placed(problems))

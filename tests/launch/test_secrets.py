@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.env_file import read_env_file
+from launch.env_file import found_env_file, read_env_file, secrets_of
 from launch.errors import LaunchError
 from launch.secret_values import form_of
 
@@ -92,3 +92,56 @@ def test_an_env_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"\.env:2 must be NAME=VALUE") as raised:
         read_env_file(tmp_path / ".env")
     assert "hf_secret" not in str(raised.value)
+
+
+def write_env(folder: Path, text: str, mode: int = 0o600) -> Path:
+    path = folder / ".env"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_two_names_of_a_env_file_that_is_found_are_taken(tmp_path: Path) -> None:
+    path = write_env(tmp_path, "HF_TOKEN=one\nWANDB_API_KEY=two\nPYTHONPATH=/elsewhere\n")
+    assert found_env_file(tmp_path) == (path, "")
+    job = {"found_env_file": str(path)}
+    assert secrets_of(job, {"HF_TOKEN": "set"}) == {"WANDB_API_KEY": "two"}
+    named = tmp_path / "named"
+    named.write_text("HF_TOKEN=three\nA=b\n")
+    named.chmod(0o600)
+    job["env_file"] = str(named)
+    assert secrets_of(job, {}) == {"HF_TOKEN": "three", "WANDB_API_KEY": "two", "A": "b"}
+    path.unlink()
+    assert secrets_of(job, {}) == {"HF_TOKEN": "three", "A": "b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        ("DEBUG=1\n", 0o600, ""),
+        ("HF_TOKEN=one\n", 0o644, "mode 0644"),
+        ("HF_TOKEN=one\nnonsense hf_secret\n", 0o600, "2 must be NAME=VALUE"),
+    ],
+)
+def test_a_env_file_that_is_found_and_not_taken(tmp_path: Path, text: str, mode: int, said: str) -> None:
+    write_env(tmp_path, text, mode)
+    path, note = found_env_file(tmp_path)
+    assert path is None
+    assert said in note
+    assert "hf_secret" not in note
+
+
+@pytest.mark.ranks
+def test_a_found_secret_reaches_the_script_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    secret = "hf_" + "zQ4" * 12
+    write_env(tmp_path, f"HF_TOKEN={secret}\nOTHER={secret}\n")
+    probe = "import os; print(os.environ['HF_TOKEN'] == 'hf_' + 'zQ4' * 12, 'OTHER' in os.environ)\n"
+    (tmp_path / "probe.py").write_text(probe)
+    assert main(["submit", "--executor", "local", "--script", "probe.py", "--name", "x", "--wait"]) == 0
+    assert "True False" in (tmp_path / "runs" / "x" / "logs" / "0" / "rank-0.log").read_text()
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
