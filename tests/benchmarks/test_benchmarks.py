@@ -104,7 +104,7 @@ def test_every_benchmark_stands_in_the_table(path: Path) -> None:
     assert re.search(rf"`{path.name}`", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["train", "ranks", "startup", "loss_head"])
+@pytest.mark.parametrize("name", ["train", "ranks", "startup", "loss_head", "goodput"])
 def test_a_benchmark_says_what_it_claims(name: str) -> None:
     ended = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"], capture_output=True, text=True, check=True
