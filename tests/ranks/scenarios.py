@@ -350,7 +350,7 @@ def within_nodes(folder: Path, world: World) -> None:
         train_in_world(replace(args, output_dir=str(target)), world)
 
 
-SPIKE_ENGINES = ("ddp", "fsdp2", "zero0", "zero1", "zero3")
+SPIKE_ENGINES = ("ddp", "zero0", "zero1", "zero3")
 
 
 def spikes(folder: Path, world: World) -> None:

@@ -174,7 +174,7 @@ def test_loss_spikes_are_left_out_by_every_engine(folder: Path) -> None:
     assert all(found == steps["ddp"] for found in steps.values())
     assert max(steps["ddp"]) > 21  # in the second epoch, when the others are learnt
     for name in SPIKE_ENGINES:
-        assert losses(folder / f"spikes-{name}") == pytest.approx(losses(folder / "spikes-ddp"), rel=1e-4)
+        assert losses(folder / f"spikes-{name}") == pytest.approx(losses(folder / "spikes-ddp"), rel=1e-3)
         before, at, after = (_parts(folder / f"spikes-{name}", max(steps["ddp"]) + number) for number in (-1, 0, 1))
         assert before.keys() == at.keys()
         assert all(before[key].equal(at[key]) for key in before), name

@@ -17,7 +17,7 @@ import torch
 from tiny import QWEN3, losses, tiny_args, write_conversations
 
 from sft.config import Args
-from sft.errors import CheckpointError, DataError, FencedError, NonFiniteError, StorageError
+from sft.errors import CheckpointError, DataError, FencedError, NonFiniteError, StoppedError, StorageError
 from sft.loop import seed_dropout
 from sft.lora_args import LoraArgs
 from sft.train import main, run_training, train_with
@@ -141,6 +141,33 @@ def test_a_run_that_is_taken_up_ends_as_one_that_never_stopped(args: Args) -> No
     assert losses(Path(own.output_dir)) == losses(Path(f"{args.output_dir}-straight"))
     first, second = (Path(folder, "model.safetensors") for folder in (own.output_dir, f"{args.output_dir}-straight"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_an_evaluation_that_a_stop_gave_up_comes_first_when_the_run_goes_on(args: Args) -> None:
+    straight = replace(args, eval_file=args.train_file, eval_steps=2, output_dir=f"{args.output_dir}-straight")
+    train_with(straight)
+    own = replace(straight, output_dir=args.output_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sft.loop.evaluate", lambda *_: None)
+        with pytest.raises(StoppedError, match=r"after step 2 of 4; .*step-00000002 is saved"):
+            train_with(own)
+    assert records(own, "eval") == []
+    train_with(own)
+    for kind, name in (("eval", "eval_loss"), ("train", "loss")):
+        found, expected = ([(r["step"], r[name]) for r in records(each, kind)] for each in (own, straight))
+        assert found == expected
+    assert [record["step"] for record in records(own, "eval")] == [2, 4]
+
+
+def test_a_run_that_ended_early_trains_no_further_when_it_is_started_again(
+    args: Args, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising = iter((float(number), 1) for number in range(1, 100))
+    monkeypatch.setattr("sft.loop.evaluate", lambda *_: next(rising))
+    own = replace(args, eval_file=args.train_file, eval_steps=1, save_steps=1, early_stopping_patience=1)
+    for _ in range(2):
+        train_with(own)
+        assert [record["step"] for record in records(own, "train")] == [1, 2]
 
 
 def _fail_at_third_step() -> Any:
