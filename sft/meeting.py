@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ _NONCE_DIGITS = 15
 _BACKLOG = 4096
 
 
-def bound_store(environ: Mapping[str, str], timeout: timedelta) -> dist.Store | None:
+def bound_store(environ: Mapping[str, str], timeout: timedelta) -> Any:
     """The store at MASTER_ADDR and MASTER_PORT. torch's own listens on every address of the node, whatever it is given;
     this one on MASTER_ADDR alone, where that is an address, and one of rank 0's machine.
 
@@ -29,7 +30,7 @@ def bound_store(environ: Mapping[str, str], timeout: timedelta) -> dist.Store | 
     rank, size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
     address, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
     listener = _listener(address, port) if rank == 0 else None
-    return dist.TCPStore(
+    return dist.TCPStore(  # type: ignore[attr-defined]
         address,
         port,
         size,
