@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,32 +179,24 @@ def prepare(folder: Path, num_steps: int, save_steps: int) -> Path:
 def run(
     folder: Path, name: str, conditions: Conditions, step_s: float, fault: str | None
 ) -> tuple[float, list[Attempt]]:
-    """Makes a run to its end; (when it was submitted, its attempts)."""
-    run_dir = folder / "runs" / name
-    words = [
-        "submit",
-        "--executor",
-        "local",
-        "--config",
-        str(folder / "run.yaml"),
-        "--name",
-        name,
-        "--skip-audit",
-        "--wait",
-    ]
-    words += ["--runs-dir", str(run_dir.parent), "--script", str(ROOT / "benchmarks" / "goodput_script.py")]
+    """Makes a run to its end, unless the folder has it already; (when it was submitted, its attempts)."""
+    run_dir, kept = folder / "runs" / name, folder / f"{name}.json"
+    words = ["submit", "--executor", "local", "--config", str(folder / "run.yaml"), "--name", name, "--skip-audit"]
+    words += ["--runs-dir", str(run_dir.parent), "--script", str(ROOT / "benchmarks" / "goodput_script.py"), "--wait"]
     words += [f"--env=GOODPUT_STEP_S={step_s}", *([f"--env=SFT_FAULT={fault}"] if fault else [])]
     words += ["--", "--config", str(folder / "run.yaml"), "--output_dir", str(run_dir)]
-    command = [sys.executable, str(Path(__file__).resolve()), "--submit", *words]
-    told = conditions.run(command, {"XDG_STATE_HOME": str(folder / "state")})
-    return json.loads(told.splitlines()[-1])["submitted_at"], attempts_of(run_dir)
+    if not kept.is_file():
+        command = [sys.executable, str(Path(__file__).resolve()), "--submit", str(kept), *words]
+        conditions.run(command, {"XDG_STATE_HOME": str(folder / "state")})
+    return json.loads(kept.read_text())["submitted_at"], attempts_of(run_dir)
 
 
-def submit(words: Sequence[str]) -> int:
-    """`launch submit` with the time at which it began as its last line: what stands before it may wait."""
+def submit(kept: Path, words: Sequence[str]) -> int:
+    """`launch submit`, and a note of when it began: what stands before it on the command line may wait."""
     submitted_at = time.time()
     code = subprocess.run([sys.executable, "-m", "launch", *words], check=False).returncode
-    print(f"\n{json.dumps({'submitted_at': submitted_at})}")
+    if code == 0:
+        kept.write_text(json.dumps({"submitted_at": submitted_at}))
     return code
 
 
@@ -241,17 +234,22 @@ def measured(folder: Path, conditions: Conditions, options: argparse.Namespace) 
     """
     prepare(folder, options.steps, options.save_steps)
     _, undisturbed = run(folder, "undisturbed", Conditions(1), 0.0, None)
-    parts, faults, num_attempts = [], list[str](), 0
-    for number in range(options.rounds):
+
+    def disturbed(number: int) -> tuple[Parts, list[Attempt]]:
         name = f"disturbed-{number}"
         fault = options.fault or f"{'+'.join(KINDS)}@poisson:{options.seed + number}:{options.mtbf}"
         submitted_at, attempts = run(folder, name, conditions, options.step_s, fault)
         require_same(folder, name, lineage(attempts), lineage(undisturbed))
-        parts.append(Parts.of(submitted_at, attempts))
-        faults += [kind for attempt in attempts for _, kind in attempt.faults]
-        num_attempts += len(attempts)
-        print(f"round {number + 1}: {parts[-1].whole:.0f} s, {len(attempts)} attempts, {loads()}", file=sys.stderr)
-    return Found(options.rounds * options.steps * options.step_s, tuple(parts), tuple(faults), num_attempts)
+        parts = Parts.of(submitted_at, attempts)
+        print(f"round {number + 1}: {parts.whole:.0f} s, {len(attempts)} attempts, {loads()}", file=sys.stderr)
+        return parts, attempts
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        found = list(pool.map(disturbed, range(options.rounds)))
+    faults = tuple(kind for _, attempts in found for attempt in attempts for _, kind in attempt.faults)
+    num_attempts = sum(len(attempts) for _, attempts in found)
+    useful_s = options.rounds * options.steps * options.step_s
+    return Found(useful_s, tuple(parts for parts, _ in found), faults, num_attempts)
 
 
 def loads() -> str:
@@ -299,7 +297,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
     words = sys.argv[1:] if words is None else words
     if words[:1] == ["--submit"]:
-        sys.exit(submit(words[1:]))
+        sys.exit(submit(Path(words[1]), words[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_conditions(parser, threads=1, rounds=5)
     parser.add_argument("--mtbf", type=float, default=60.0, help="mean seconds between two faults [60]")
@@ -307,6 +305,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--step-s", type=float, default=0.25, help="seconds of a step [0.25]")
     parser.add_argument("--save-steps", type=int, default=16, help="steps between two checkpoints [16]")
     parser.add_argument("--seed", type=int, default=1, help="of the first round's faults [1]")
+    parser.add_argument("--at-once", type=int, default=1, help="rounds that run side by side; they mostly wait [1]")
     parser.add_argument("--fault", help="these faults instead of random ones, as SFT_FAULT has them")
     options = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as temporary:
