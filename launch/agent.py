@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -169,6 +170,8 @@ class Agent:
             if self.stop_signal is not None or watch.requested_stop is not None:
                 self._stop_ranks(launcher, watch)
                 return
+            if watch.ranks_are_gone and have_failed(self._own_records(), self.spec.procs_per_node):
+                return  # torchrun would take seconds to end, with all of torch that it has loaded
             time.sleep(_POLL_S)
         self._await_wrappers()
 
@@ -304,6 +307,13 @@ class Agent:
         if self.node == 0:
             with contextlib.suppress(OSError):
                 os.write(self.last_words, f"{line}\n".encode(errors="replace"))
+
+
+def have_failed(records: Sequence[Mapping[str, Any]], num_ranks: int) -> bool:
+    """Whether all ranks of a node have told how they ended, and one of them by a failure. Where none has failed, their
+    launcher still waits for the other nodes'."""
+    codes = [record["code"] for record in records]
+    return len(codes) == num_ranks and None not in codes and any(code not in (OK, STOPPED) for code in codes)
 
 
 if __name__ == "__main__":

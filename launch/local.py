@@ -23,7 +23,7 @@ from strict_settings import Problem
 
 AGENT_MARGIN_S = 5.0
 """How much longer than its ranks an agent may take until it gets a SIGKILL."""
-PAUSE_S = 1.0
+PAUSE_S = 0.2
 """Between an attempt and the next."""
 _POLL_S = 0.1
 

@@ -95,6 +95,12 @@ class NodeWatch:
         """Whether the script is one that comes to the board."""
         return any(slot.pid for slot in self.board.slots())
 
+    @property
+    def ranks_are_gone(self) -> bool:
+        """Whether every rank of this node has come to the board, and none is there any more."""
+        slots = self.board.slots()
+        return all(slot.pid for slot in slots) and not any(processes.start_ticks(slot.pid) for slot in slots)
+
     def end_hanging_ranks(self) -> None:
         """Writes down what each rank was doing, ends them all, and records it as a hang."""
         slots = [slot for slot in self.board.slots() if slot.pid]

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from launch import hang, memory_limit
+from launch.agent import have_failed
 from launch.errors import HANG
 from launch.hang import CERTAIN, LIKELY, UNKNOWN, WAITS, judge
 from launch.outcome import exit_line, read_outcome
-from launch.spec import Watchdog
+from launch.spec import JobSpec, Resources, Watchdog
+from launch.watch import NodeWatch
 from launch.watchdog import Stillness
-from node_board import NodeBoard, Phase, Slot
+from node_board import VARIABLE, NodeBoard, Phase, Slot
 
 LIMITS = Watchdog(start_s=100, step_s=10, step_factor=5, checkpoint_s=200, evaluation_s=50)
 
@@ -264,3 +266,31 @@ def test_an_empty_board_is_no_reason_to_end_anything() -> None:
     stillness.look(board.slots(), 0.0)
     assert stillness.hanging(board.slots()) == []
     board.close()
+
+
+@pytest.mark.parametrize(
+    ("codes", "has_failed"),
+    [
+        ([11, 11], True),
+        ([0, 3], True),
+        ([11, None], False),  # the other one has not said yet how it ended
+        ([11], False),
+        ([0, 0], False),  # the launcher waits for the other nodes
+        ([10, 10], False),
+    ],
+)
+def test_a_launcher_whose_ranks_have_failed_is_not_waited_for(codes: list[int | None], has_failed: bool) -> None:
+    assert have_failed([{"code": code} for code in codes], 2) == has_failed
+
+
+def test_ranks_are_gone_when_all_that_came_have_ended(tmp_path: Path) -> None:
+    spec = JobSpec("x", str(tmp_path), "local", "torchrun", Resources(procs_per_node=2), "s", (), "/", "python")
+    watch = NodeWatch(spec, 0, tmp_path, tmp_path)
+    environment = {VARIABLE: str(watch.board.path), "PYTHONPATH": str(Path(hang.__file__).parents[1])}
+    words = "import os, sys; from node_board import NodeBoard; NodeBoard.attach_from(os.environ, int(sys.argv[1]))"
+    assert not watch.ranks_are_gone
+    for local_rank in ("0", "1"):
+        assert not watch.ranks_are_gone
+        subprocess.run([sys.executable, "-c", words, local_rank], env=environment, check=True)
+    assert watch.ranks_are_gone
+    watch.board.close()
