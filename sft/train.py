@@ -6,7 +6,6 @@ after the settings have been checked: a typing mistake is told in a tenth of a s
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -71,9 +70,10 @@ def main(words: Sequence[str], *, owns_process: bool = False) -> int:
 
 def _train(args: Args, heartbeat: Heartbeat) -> int:
     from sft.faults import install
+    from sft.train_imports import import_libraries
 
     install(os.environ)
-    _import_libraries()
+    import_libraries()
     train_with(args, heartbeat)
     return 0
 
@@ -129,18 +129,6 @@ def run_training(config: str | Path | None = None, **overrides: Any) -> Path:
 
 def _word(value: Any) -> str:
     return str(value) if isinstance(value, str | Path) else json.dumps(value)
-
-
-def _import_libraries() -> None:
-    """Imports what every run needs before its first step, without garbage collection: an import makes some 500,000
-    objects and hardly any garbage, and going through them again and again is a fifth of its time. For a process that
-    only trains: later collections leave these objects out too."""
-    gc.disable()
-    import torch  # noqa: F401
-    import transformers.modeling_utils  # noqa: F401
-
-    gc.freeze()
-    gc.enable()
 
 
 def train_with(args: Args, heartbeat: Heartbeat | None = None) -> None:

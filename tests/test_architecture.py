@@ -46,6 +46,7 @@ LAYERS = {
         "loop memory trace_depth",
         "run_summary",
         "resuming",
+        "train_imports",
         "train estimate",
         "subject inspection audit epoch lengths",
         "painting findings",
