@@ -24,6 +24,7 @@ from launch.attempts import earlier_jobs
 from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
 from launch.devices import has_gpu
 from launch.errors import HANG, KILLED, OK, STOPPED, TERMINATED, LaunchError, reason_of
+from launch.forking import start_server
 from launch.meeting import Meeting
 from launch.outcome import exit_line, read_outcome
 from launch.rank import TAIL_LINES, error_in, read_tail
@@ -142,6 +143,8 @@ class Agent:
         environment["CLEANSFT_NONCE"] = rendezvous.nonce
         environment["CLEANSFT_ENDED_JOBS"] = ",".join(earlier_jobs(self.records.parent, self.allocation.job_id))
         print(f"node {self.node} on {socket.gethostname()} starts: {json.dumps(argv)}", flush=True)
+        if self.spec.import_once:
+            start_server(self.spec.python, self.spec.script, environment)
         launcher = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 if __name__ == "__main__":
     # Started by its path: `launch` is found from here, and no module of it by a bare name.
@@ -26,6 +26,8 @@ if __name__ == "__main__":
 
 from launch.env_file import secrets_of
 from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, STOPPED, LaunchError, reason_of
+from launch.forking import VARIABLE as FORK_SERVER
+from launch.forking import ForkedScript, start_forked
 from launch.memory_limit import MemoryLimit, memory_limit
 from launch.processes import before_exec, die_with_parent
 from launch.records import read_json, write_json
@@ -136,7 +138,7 @@ class _Supervisor:
         """Of the cgroup that the script was in last."""
         self.num_oom_kills = 0
         self._board = board
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | ForkedScript | None = None
         self._argv = argv
         self._log = log
 
@@ -152,17 +154,12 @@ class _Supervisor:
             signal.signal(number, self._forward)
         with self._log.open("ab") as output:
             try:
-                child = subprocess.Popen(
-                    self._argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**script_environment(os.environ), **secrets},
-                    preexec_fn=before_exec(signal.SIGKILL, _IGNORED),  # noqa: PLW1509 - one thread only
-                )
+                child = self._start({**script_environment(os.environ), **secrets}, output)
             except OSError as error:
                 output.write(f"{type(error).__name__}: {error}\n".encode(errors="replace"))
                 return 127
+        if child is None:
+            return STOPPED
         self._child = child
         if self.stopped:
             child.terminate()
@@ -171,7 +168,26 @@ class _Supervisor:
         self.killed = code < 0
         return 128 - code if code < 0 else code
 
-    def _wait(self, child: subprocess.Popen[bytes]) -> int:
+    def _start(self, environment: dict[str, str], output: BinaryIO) -> subprocess.Popen[bytes] | ForkedScript | None:
+        """The script, forked where the node has a fork server; None if it is told to stop while that one imports."""
+        server = os.environ.get(FORK_SERVER)
+        if server:
+            child = start_forked(self._argv, environment, output.fileno(), server, lambda: self.stopped)
+            if isinstance(child, ForkedScript):
+                return child
+            if self.stopped:
+                return None
+            print(f"rank {os.environ['RANK']} imports for itself: {child}", flush=True)
+        return subprocess.Popen(
+            self._argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            preexec_fn=before_exec(signal.SIGKILL, _IGNORED),  # noqa: PLW1509 - one thread only
+        )
+
+    def _wait(self, child: subprocess.Popen[bytes] | ForkedScript) -> int:
         """Waits for the end; meanwhile looks under which memory limit the script is, which its end would not tell."""
         before = memory_limit(child.pid)
         while True:
@@ -210,6 +226,7 @@ class _Supervisor:
 def script_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The wrapper's environment, with CUDA_VISIBLE_DEVICES as it was before DeepSpeed's launcher numbered it anew."""
     environment = dict(environ)
+    environment.pop(FORK_SERVER, None)
     saved = environment.pop("CLEANSFT_CUDA_VISIBLE_DEVICES", None)
     if saved is not None:
         environment.pop("CUDA_VISIBLE_DEVICES", None)

@@ -76,6 +76,8 @@ class LaunchSettings(Resources):
     """How many failures may be followed by another attempt; stops from outside (time limit, preemption) don't count."""
     signal_lead_s: Annotated[int, at_least(1)] | None = None
     """How long before the time limit the ranks are told to save and to end; default: 120, or less for short jobs."""
+    import_once: bool = True
+    """Fork a node's ranks from one process that imports torch and transformers for them; false: each for itself."""
 
     def problems(self) -> Iterator[Problem]:
         """What concerns several settings."""
@@ -266,6 +268,7 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         interface=settings.interface,
         cache_dir=settings.cache_dir,
         stop_grace_s=settings.stop_grace_s or default_grace_s(lead_s),
+        import_once=settings.import_once,
         watchdog=settings.watchdog,
         chain=settings.chain or ("requeue" if settings.script is None else "none"),
         max_restarts=settings.max_restarts,

@@ -119,6 +119,8 @@ class JobSpec:
     chain: Chain = "none"
     max_restarts: int = 10
     signal_lead_s: int = 120
+    import_once: bool = True
+    """Whether a node's ranks are forked from one process that imports for them, where the script has a file for it."""
     env_file: str | None = None
     """A file of variables that hold secrets, which the ranks' wrappers read."""
     found_env_file: str | None = None

@@ -71,8 +71,8 @@ LAYERS = {
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
         "__init__ errors records processes devices",
-        "chain claims env_file network memory_limit outcome rendezvous options hang secret_values",
-        "attempts site",
+        "chain claims env_file network memory_limit outcome rendezvous options hang secret_values forking",
+        "attempts site fork_server",
         "spec",
         "rank watchdog places profiles meeting notes pending logs row_cache",
         "settings command runs watch",
