@@ -26,6 +26,7 @@ VARIABLE = "SFT_FAULT"
 CALLERS_KINDS = ("nan", "perturb")
 """Done by whoever calls `fault_at`, who is handed the kind: a loss that is no number; a weight that is changed."""
 SLOW_S = 0.3
+"""Of `slow`; `slow15` takes 15 s."""
 _FAULT = re.compile(r"(always:)?([a-z_0-9]+)@(\d+):(\d+)(?::([A-Za-z_0-9.-]+))?")
 _POISSON = re.compile(r"([a-z_0-9]+(?:\+[a-z_0-9]+)*)@poisson:(\d+):(\d+(?:\.\d+)?)")
 _ONCE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -73,6 +74,18 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     **dict.fromkeys(CALLERS_KINDS, lambda: None),
 }
 KINDS = tuple(_ACTIONS)
+_LONG = re.compile(r"slow(\d+)")
+
+
+def _is_kind(word: str) -> bool:
+    return word in _ACTIONS or _LONG.fullmatch(word) is not None
+
+
+def _act(kind: str) -> None:
+    if (match := _LONG.fullmatch(kind)) is not None:
+        time.sleep(int(match[1]))
+    else:
+        _ACTIONS[kind]()
 
 
 @dataclass(frozen=True)
@@ -120,9 +133,9 @@ def parse_faults(text: str) -> list[Fault | RandomFaults]:
 def _parse(word: str) -> Fault | RandomFaults:
     if (match := _POISSON.fullmatch(word)) is not None:
         kinds = tuple(match[1].split("+"))
-        if set(kinds) <= set(KINDS) and float(match[3]) > 0:
+        if all(map(_is_kind, kinds)) and float(match[3]) > 0:
             return RandomFaults(kinds, int(match[2]), float(match[3]))
-    elif (match := _FAULT.fullmatch(word)) is not None and match[2] in KINDS:
+    elif (match := _FAULT.fullmatch(word)) is not None and _is_kind(match[2]):
         always, kind, rank, step, point = match.groups()
         return Fault(kind, int(rank), int(step), point or "step", bool(always))
     rule = f"be KIND@RANK:STEP[:POINT] or KIND+KIND@poisson:SEED:MTBF_S, KIND one of {', '.join(KINDS)}"
@@ -172,7 +185,7 @@ class Faults:
     @staticmethod
     def _do(kind: str, where: str) -> str | None:
         print(f"fault on purpose: {kind} at {where}", flush=True)
-        _ACTIONS[kind]()
+        _act(kind)
         return kind if kind in CALLERS_KINDS else None
 
 

@@ -89,6 +89,10 @@ class _Claim:
     """How long it has not been heard of, by the file system's clock."""
 
 
+_held: set[str] = set()
+"""Nonces of the fences of this process: one that could not say that it ended, on a full disk, is not among them."""
+
+
 class Fence:
     """A run directory that this process holds, until `release`."""
 
@@ -97,6 +101,7 @@ class Fence:
         self.token = token
         self._folder = folder
         self.holder = holder
+        _held.add(holder.nonce)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._be_heard, name="fence", daemon=True)
         self._thread.start()
@@ -123,6 +128,7 @@ class Fence:
         """Lets the next one in. The folder of a run that has written nothing else disappears with it."""
         self._ended.set()
         self._thread.join()
+        _held.discard(self.holder.nonce)
         with contextlib.suppress(OSError):
             path = _path(self._folder, self.token)
             if (held := _read_holder(path)) is not None and held.nonce == self.holder.nonce:
@@ -209,10 +215,17 @@ def _why_free(last: _Claim, own: Holder, ended_jobs: Collection[str]) -> str | N
     if holder.job_id is not None and holder.job_id == own.job_id and holder.restart < own.restart:
         return f"this is start {own.restart} of the same job"
     if own.boot_id and (holder.boot_id, holder.pid_namespace) == (own.boot_id, own.pid_namespace):
-        return None if _start_ticks(holder.pid) == holder.start_ticks else "its process is gone"
+        return _why_free_here(holder, own)
     if holder.job_id in ended_jobs:
         return "its job has ended"
     return silence if is_silent else None
+
+
+def _why_free_here(holder: Holder, own: Holder) -> str | None:
+    """The same for a holder on this machine."""
+    if (holder.pid, holder.start_ticks) == (own.pid, own.start_ticks) and holder.nonce not in _held:
+        return "this process has given it up, and could not write that"
+    return None if _start_ticks(holder.pid) == holder.start_ticks else "its process is gone"
 
 
 def _last_claim(folder: Path) -> _Claim | None:

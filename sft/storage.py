@@ -26,8 +26,11 @@ def storage_errors(path: Path, setting: str = "output_dir") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = f"Free space there or choose another {setting}."
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}. {remedy}") from error
+        what, remedy = error.strerror or str(error), f"Free space there or choose another {setting}."
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            gone = next(folder for folder in reversed(path.parents) if not folder.exists())
+            what, remedy = f"{gone} is gone", "It must stay where it is while the run writes to it."
+        raise StorageError(f"{path} cannot be written: {what}. {remedy}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

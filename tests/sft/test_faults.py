@@ -37,6 +37,16 @@ def test_what_is_no_fault_is_refused(text: str) -> None:
         install({"SFT_FAULT": text})
 
 
+def test_a_slow_step_may_take_so_many_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("sft.faults.time.sleep", slept.append)
+    install({"SFT_FAULT": "slow15@0:3:save_part,slow@0:4"})
+    for point, step in (("step", 3), ("save_part", 3), ("step", 4)):
+        assert fault_at(point, step, 0) is None
+    assert slept == [15, 0.3]
+    install({})
+
+
 def test_without_the_variable_nothing_happens() -> None:
     install({})
     assert fault_at("step", 7, 1) is None

@@ -43,6 +43,11 @@ def test_a_place_that_takes_no_files_is_named(tmp_path: Path) -> None:
     assert caught.value.exit_code == 13
 
 
+def test_a_folder_that_is_gone_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"a\.json cannot be written: \S+/run is gone\. It must stay where it is"):
+        write_json(tmp_path / "run" / "checkpoints" / "a.json", {})
+
+
 def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     with new_folder(tmp_path / "step") as folder:
         (folder / "inner").mkdir()
