@@ -16,8 +16,8 @@ from typing import Any
 
 from launch.chain import Attempt, Decision, decide
 from launch.claims import CLAIM, latest_claim
-from launch.errors import LaunchError, LockedError
-from launch.outcome import Outcome, read_outcome
+from launch.errors import PEER_LOST, LaunchError, LockedError
+from launch.outcome import Outcome, exit_line, read_outcome
 from launch.processes import start_ticks
 from launch.records import make_directory, read_json, write_json
 
@@ -152,14 +152,44 @@ def end(
         launcher_code: what srun, or the supervisor, ended with: it counts where the ranks and nodes left no record.
         is_terminated: the job itself is being ended (SIGTERM): whether another attempt follows is for Slurm to say.
     """
-    attempts = history(run_dir, int(job["resources"]["nodes"]))
+    is_cancelled = (run_dir / "cancelled.json").exists()
+    folder, num_nodes = run_dir / "exit" / str(number), int(job["resources"]["nodes"])
+    if launcher_code and not is_terminated and not is_cancelled and _note_dead_agents(folder):
+        print(exit_line(read_outcome(folder, num_nodes), str(job.get("name", run_dir.name))), flush=True)
+    attempts = history(run_dir, num_nodes)
     last = attempts[-1]
     if last.code is None and launcher_code:
         last = attempts[-1] = _with_launcher_code(last, launcher_code, is_terminated)
-    is_cancelled = (run_dir / "cancelled.json").exists()
     decision = decide(attempts, job.get("chain", "none"), job.get("max_restarts", 0), is_cancelled=is_cancelled)
     write_end(run_dir, last, decision)
     return decision
+
+
+def _note_dead_agents(folder: Path) -> bool:
+    """Records what an agent that was killed could not: a node that was there and has said nothing of its end. Whether
+    there was one."""
+    found = False
+    for path in sorted(folder.glob("here-*.json")):
+        node = int(path.stem.removeprefix("here-"))
+        if (folder / f"node-{node}.json").exists() or (folder / "stop.json").exists():
+            continue
+        host = (read_json(path) or {}).get("host", "")
+        record = {
+            "node": node,
+            "host": host,
+            "own_code": PEER_LOST,
+            "code": PEER_LOST,
+            "reason": "agent_died",
+            "stopped": False,
+            "signal": None,
+            "error": f"the agent of node {node} ({host}) died, and its ranks with it",
+            "tail": [],
+            "ended_at": time.time(),
+        }
+        write_json(folder / f"node-{node}.json", record)
+        print(f"error: {record['error']}", flush=True)
+        found = True
+    return found
 
 
 def _with_launcher_code(last: Attempt, launcher_code: int, is_terminated: bool) -> Attempt:

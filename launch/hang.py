@@ -8,10 +8,11 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launch import processes
+from launch.peers import silent_hosts
 from node_board import STACKS_SIGNAL
 
 ANSWER_S = 1.5
@@ -35,6 +36,8 @@ class Finding:
     """CERTAIN, LIKELY, UNKNOWN or WAITS."""
     what: str
     """In words, after `rank 1 hangs: `."""
+    silent_hosts: Mapping[str, int] = field(default_factory=dict)
+    """Addresses that do not acknowledge what it sends, where it waits for others: the network is the cause."""
 
 
 def examine(pids: Mapping[int, int], logs: Mapping[int, Path], python: str) -> dict[int, Finding]:
@@ -53,6 +56,8 @@ def examine(pids: Mapping[int, int], logs: Mapping[int, Path], python: str) -> d
     for rank, pid in pids.items():
         answer = answers.get(rank)
         findings[rank] = judge(states[rank], answer)
+        if findings[rank].blame <= UNKNOWN and (silent := silent_hosts(pid)):
+            findings[rank] = replace(findings[rank], blame=CERTAIN, silent_hosts=silent)
         if answer is None and states[rank] is not None:
             with contextlib.suppress(OSError), logs[rank].open("a", encoding="utf-8", errors="replace") as log:
                 log.write(f"\n{findings[rank].what}; it did not write its stacks. {_from_outside(pid, python)}\n")

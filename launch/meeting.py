@@ -38,7 +38,9 @@ class Meeting:
         """
         path = self._records / "rendezvous.json"
         host = self._allocation.hosts[self._node]
-        write_json(self._records / f"here-{self._node}.json", {"host": host, "pid": os.getpid(), "at": time.time()})
+        addresses = [address for address in network.interface_addresses().values() if not address.startswith("127.")]
+        here = {"host": host, "pid": os.getpid(), "at": time.time(), "addresses": addresses}
+        write_json(self._records / f"here-{self._node}.json", here)
         if self._node == 0:
             self._await_all_nodes()
             port = network.first_free_port(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from launch import processes
-from launch.errors import HANG, OK, STOPPED, reason_of
+from launch.errors import HANG, OK, PEER_LOST, STOPPED, reason_of
 from launch.hang import Finding, examine
 from launch.notes import LINES_INTERVAL_S, LineClock, ProgressNotes
 from launch.rank import TAIL_LINES, read_tail
@@ -48,6 +49,8 @@ class NodeWatch:
         self._line_clock = LineClock(logs, node, ranks)
         self._progress = ProgressNotes(records, node, self._first_rank, spec.resources.nodes, socket.gethostname())
         self._noted_at = float("-inf")
+        self._still: set[int] = set()
+        """Local ranks of which it was told that they stand still."""
 
     def look(self) -> None:
         """Takes the board, and what others have written, as it is into account."""
@@ -59,6 +62,8 @@ class NodeWatch:
             self._line_clock.look()
             self._progress.look(slots, self._noted_at)
         for slot in slots:
+            if slot.pid:
+                self._tell_still(slot)
             # Which ranks are slow the training itself finds (sft/pace.py); it is told again when they get slower.
             if slot.pid and slot.slowness > 1.25 * self._slow.get(slot.local_rank, 0.0):
                 self._tell_slow(slot)
@@ -119,12 +124,16 @@ class NodeWatch:
         record: dict[str, Any] = read_json(path) or {}
         if record.get("code"):
             return  # it had ended by itself
+        code, reason = HANG, reason_of(HANG)
         error = f"rank {rank} hangs: {finding.what}; step {slot.step} ({slot.phase}) for {still_s:.0f} s"
+        if finding.silent_hosts:
+            code, reason = PEER_LOST, "host_silent"
+            error = f"rank {rank} on {socket.gethostname()} waits, and {self._told(finding.silent_hosts)}"
         print(f"error: {error}", flush=True)
         identity = {"rank": rank, "local_rank": slot.local_rank, "node": self._node, "host": socket.gethostname()}
         end = {
-            "code": HANG,
-            "reason": reason_of(HANG),
+            "code": code,
+            "reason": reason,
             "blame": finding.blame,
             "signal": None,
             "stopped": False,
@@ -135,6 +144,27 @@ class NodeWatch:
             "ended_at": time.time(),
         }
         write_json(path, identity | record | end)
+
+    def _told(self, silent_hosts: Mapping[str, int]) -> str:
+        """Hosts that do not answer, by the names under which their agents came to the meeting."""
+        names: dict[str, str] = {}
+        for path in self._records.glob("here-*.json"):
+            record = read_json(path) or {}
+            names |= dict.fromkeys(record.get("addresses", ()), str(record.get("host")))
+        number = max(silent_hosts.values())
+        hosts = " and ".join(f"{names[host]} ({host})" if names.get(host) else host for host in sorted(silent_hosts))
+        return f"{hosts} does not answer: the same was sent {number} times. Look at the network between them."
+
+    def _tell_still(self, slot: Slot) -> None:
+        """Says once that a rank stands still, at half the time after which the job would end."""
+        limit_s, still_s = self._stillness.limit_s(slot), self._stillness.still_s(slot)
+        if limit_s is None or still_s < limit_s / 2:
+            self._still.discard(slot.local_rank)
+        elif slot.local_rank not in self._still and self._spec.watchdog.enabled:
+            self._still.add(slot.local_rank)
+            where = f"rank {self._rank(slot)} on {socket.gethostname()}"
+            what = f"has not moved for {still_s:.1f} s (step {slot.step}, {slot.phase})"
+            print(f"warning: {where} {what}; the job ends if it does not within {limit_s:.0f} s", flush=True)
 
     def _tell_slow(self, slot: Slot) -> None:
         self._slow[slot.local_rank] = slot.slowness

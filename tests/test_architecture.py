@@ -70,7 +70,7 @@ LAYERS = {
     ],
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
-        "__init__ errors records processes devices",
+        "__init__ errors records processes devices peers",
         "chain claims env_file network memory_limit outcome rendezvous options hang secret_values forking",
         "attempts site fork_server",
         "spec",
