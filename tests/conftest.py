@@ -19,3 +19,5 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 # Examples are timed by no clock: on a machine that others use too, any of them may take long.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+from faults.recording import shows  # noqa: E402, F401  (a fixture for all tests; the path above comes first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 from launch.spec import ROOT
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
+from faults.recording import Shows
 from lab_client import Lab
 from launch_probe import TRAINER
 
@@ -80,7 +82,7 @@ def runs(lab: Lab, tmp_path: Path) -> Iterator[Runs]:
         made("cancel", name)
 
 
-def test_stopped_and_failed_runs_go_on_and_nothing_is_done_twice(runs: Runs) -> None:
+def test_stopped_and_failed_runs_go_on_and_nothing_is_done_twice(runs: Runs, shows: Shows) -> None:
     """A signal to the batch script; `scontrol requeue`; a hang in a singleton chain; a loop without progress."""
     runs.submit("signalled", "requeue", "--nodes", "2", PACE=0.3, SAVE=3)
     runs.submit("requeued", "requeue", PACE=0.3, SAVE=1)
@@ -101,10 +103,13 @@ def test_stopped_and_failed_runs_go_on_and_nothing_is_done_twice(runs: Runs) -> 
     assert {attempt for _, attempt in runs.trace("stuck")} == {0, 1, 2}
     left = runs.lab.exec(["squeue", "-h", "-o", "%j"]).stdout.split()
     assert not {"signalled", "requeued", "chained", "stuck"} & set(left)
+    said = "attempt 0 ended with code 10: Slurm has requeued the job"
+    shows(13, code=0, says=said, steps_lost=len(runs.trace("requeued")) - 20)
+    shows(50, "Slurm", code=93, says="3 attempts in a row brought no newer checkpoint than step 0")
 
 
 @pytest.mark.soak
-def test_cancelled_runs_save_and_are_over_and_resume_goes_on(runs: Runs) -> None:
+def test_cancelled_runs_save_and_are_over_and_resume_goes_on(runs: Runs, shows: Shows) -> None:
     """`scancel` of the job of a singleton chain: the state is saved within KillWait, and its successor goes as well."""
     job_id = runs.submit("x", "singleton", "--nodes", "2", PACE=0.2, STEPS=50, SAVE=1)
     runs.submit("y", "requeue", PACE=0.2, STEPS=1000, SAVE=1)
@@ -123,10 +128,11 @@ def test_cancelled_runs_save_and_are_over_and_resume_goes_on(runs: Runs) -> None
     runs.wait_for(lambda: any(attempt == 1 for _, attempt in runs.trace("x")))
     steps = [step for step, _ in runs.trace("x")]
     assert steps == list(range(1, len(steps) + 1))
+    shows(12, "scancel", code=143, says="x: CANCELLED", steps_lost=len(steps) - max(steps))
 
 
 @pytest.mark.soak
-def test_the_time_limit_and_a_preemption_lose_nothing(runs: Runs) -> None:
+def test_the_time_limit_and_a_preemption_lose_nothing(runs: Runs, shows: Shows) -> None:
     """A job of a minute goes on over its limit, with a save of 12 s; a preempted one when its nodes are free."""
     runs.submit("limited", "requeue", "--nodes", "2", "--time-min", "1", PACE=1, STEPS=60, SAVE=12)
     runs.submit("preempted", "requeue", "--nodes", "2", "--cpus-per-task", "4", PACE=1, STEPS=30, SAVE=12)
@@ -144,4 +150,9 @@ def test_the_time_limit_and_a_preemption_lose_nothing(runs: Runs) -> None:
     for name, num_steps in (("preempted", 30), ("limited", 60)):
         runs.ends(name, 0, "COMPLETED")
         assert [step for step, _ in runs.trace(name)] == list(range(1, num_steps + 1)), runs.log(name)
-        assert max(attempt for _, attempt in runs.trace(name)) >= 1
+        last = max(attempt for _, attempt in runs.trace(name))
+        assert last >= 1
+        said = re.search(r"attempt 0 ended with code 10: .*", runs.log(name))
+        assert said is not None
+        case = {"preempted": "preemption", "limited": "time limit"}[name]
+        shows(14, case, code=0, says=said[0], steps_lost=0, note=f"{last + 1} attempts")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from faults.recording import Shows
 from lab_client import Lab
 from tiny import QWEN3, TOKENIZER, write_conversations
 
@@ -36,7 +37,7 @@ def submitted(lab: Lab, folder: Path) -> Path:
     return folder / "runs" / "hang"
 
 
-def test_a_stopped_rank_is_found_and_both_nodes_are_free(lab: Lab, tmp_path: Path) -> None:
+def test_a_stopped_rank_is_found_and_both_nodes_are_free(lab: Lab, tmp_path: Path, shows: Shows) -> None:
     """Row 4 of the fault matrix, with its times."""
     run_dir = submitted(lab, tmp_path)
     job = str(json.loads((run_dir / "submission.json").read_text())["job_id"])
@@ -63,6 +64,7 @@ def test_a_stopped_rank_is_found_and_both_nodes_are_free(lab: Lab, tmp_path: Pat
     assert "most recent call first" in next(run_dir.glob("logs/*/rank-0.log")).read_text()
     last_words = (run_dir / "logs" / "slurm.log").read_text()
     assert f"LAUNCH-EXIT code=12 reason=hang rank=1 host={record(run_dir, 1)['host']}" in last_words
+    shows(4, "Slurm", code=12, says=record(run_dir, 1)["error"], found_s=detection_s, free_s=free_s)
 
 
 def record(run_dir: Path, rank: int) -> dict[str, Any]:

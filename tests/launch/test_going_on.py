@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.recording import Shows
 from launch_probe import TRAINER
 
 from launch import processes
@@ -91,12 +92,13 @@ def test_a_failure_and_a_stop_are_gone_on_from(launch: Launcher) -> None:
 
 
 @pytest.mark.soak
-def test_no_progress_ends_the_chain(launch: Launcher) -> None:
+def test_no_progress_ends_the_chain(launch: Launcher, shows: Shows) -> None:
     launch.submit(FAIL_AT=2, FAIL_CODE=12, PACE=0)
     waited = launch("wait", "x")
     assert waited.returncode == 93, waited.stdout + waited.stderr
     assert "x: FAILED (3 attempts in a row brought no newer checkpoint than step 0)" in waited.stdout
     assert {attempt for _, attempt in launch.trace()} == {0, 1, 2}
+    shows(50, "local", code=waited.returncode, says=waited.stdout)
 
 
 def test_cancel_saves_and_nothing_follows_but_resume_does(launch: Launcher) -> None:
@@ -120,7 +122,7 @@ def test_cancel_saves_and_nothing_follows_but_resume_does(launch: Launcher) -> N
 
 
 @pytest.mark.soak
-def test_of_twenty_resumes_one_wins(launch: Launcher) -> None:
+def test_of_twenty_resumes_one_wins(launch: Launcher, shows: Shows) -> None:
     launch.submit(chain="none", FAIL_AT=2, FAIL_CODE=12, PACE=0)
     assert launch("wait", "x").returncode == 12
     job = json.loads((launch.run_dir / "job.json").read_text())
@@ -131,10 +133,11 @@ def test_of_twenty_resumes_one_wins(launch: Launcher) -> None:
     assert all("held by" in error or "being resumed by" in error for code, error in said if code), said
     launch.wait_for(lambda: (1, 1) in launch.trace())
     assert sorted(os.listdir(launch.run_dir / "exit")) == ["0", "1"]
+    shows(39, code=16, says=next(error for code, error in said if code), note="19 of 20 refused")
 
 
 @pytest.mark.soak
-def test_of_twenty_submissions_one_wins(launch: Launcher) -> None:
+def test_of_twenty_submissions_one_wins(launch: Launcher, shows: Shows) -> None:
     words = ["submit", "--executor", "local", "--script", "train.py", "--name", "x", "--env", "PACE=1"]
     began_at = time.monotonic()
     racers = [launch.start(*words) for _ in range(20)]
@@ -146,7 +149,9 @@ def test_of_twenty_submissions_one_wins(launch: Launcher) -> None:
     begun = time.monotonic()
     late = launch(*words)
     assert (late.returncode, "belongs to job local-" in late.stderr) == (2, True), late.stderr
-    assert time.monotonic() - begun < 5
+    late_s = time.monotonic() - begun
+    assert late_s < 5
+    shows(38, code=late.returncode, says=late.stderr, found_s=late_s, note="19 of 20 refused")
 
 
 def test_an_orphaned_claim_is_taken_over(launch: Launcher) -> None:

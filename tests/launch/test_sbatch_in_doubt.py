@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults.recording import Shows
 
 from launch import cluster
 from launch.__main__ import main
@@ -64,7 +65,7 @@ def num_jobs(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SBATCH if kind == "good" or kind.endswith(", taken")])
-def test_a_job_that_was_taken_is_found(folder: Path, kind: str) -> None:
+def test_a_job_that_was_taken_is_found(folder: Path, shows: Shows, kind: str) -> None:
     install(folder, "sbatch", SBATCH[kind])
     assert submit() == 0
     submission = json.loads((folder / "runs/x/submission.json").read_text())
@@ -72,16 +73,18 @@ def test_a_job_that_was_taken_is_found(folder: Path, kind: str) -> None:
     assert (folder / "runs/x/submitit/70_submitted.pkl").exists()
     assert submit() == 2
     assert num_jobs(folder) == 1
+    shows(54, "taken", code=0, note="sbatch " + kind)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SBATCH if kind == "refuses" or kind.endswith(", not taken")])
-def test_a_job_that_was_not_taken_leaves_nothing_and_is_tried_again(folder: Path, kind: str) -> None:
+def test_a_job_that_was_not_taken_leaves_nothing_and_is_tried_again(folder: Path, shows: Shows, kind: str) -> None:
     install(folder, "sbatch", SBATCH[kind])
     assert submit() == 2
     assert os.listdir(folder / "runs") == []
     install(folder, "sbatch", SBATCH["good"])
     assert submit() == 0
     assert num_jobs(folder) == 1
+    shows(54, "not taken", code=2, note="sbatch " + kind)
 
 
 def test_where_nobody_answers_it_is_left_in_doubt_and_found_later(
@@ -113,7 +116,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     ("number", "has_record"), [(signal.SIGHUP, True), (signal.SIGINT, True), (signal.SIGKILL, False)]
 )
 def test_the_terminal_is_closed_between_the_job_and_its_record(
-    folder: Path, number: int, has_record: bool, capsys: pytest.CaptureFixture[str]
+    folder: Path, shows: Shows, number: int, has_record: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(folder, "sbatch", f"{ACCEPT} touch taken; sleep 0.5; echo Submitted batch job $id")
     with start(folder) as process:
@@ -128,3 +131,5 @@ def test_the_terminal_is_closed_between_the_job_and_its_record(
     assert "job 70" in capsys.readouterr().err
     assert num_jobs(folder) == 1
     assert json.loads((folder / "runs/x/submission.json").read_text())["job_id"] == "70"
+    if number != signal.SIGINT:
+        shows(53, signal.Signals(number).name, note="one job")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.recording import Shows
 from safetensors.torch import load_file
 from scenarios import ENGINES, PACKED_SPLITS, SPIKE_ENGINES, SPLITS, WORLD_CHAINS, WORLD_HOPS, prepare
 from tiny import TOKENIZER, losses, moves_below_bfloat16
@@ -138,10 +139,13 @@ def other_worlds(resumed: Path) -> Path:
 
 
 @pytest.mark.parametrize("chain", WORLD_CHAINS)
-def test_a_checkpoint_is_taken_up_by_other_numbers_of_ranks_in_the_same_order(other_worlds: Path, chain: str) -> None:
+def test_a_checkpoint_is_taken_up_by_other_numbers_of_ranks_in_the_same_order(
+    other_worlds: Path, chain: str, shows: Shows
+) -> None:
     """Two ranks, then one, then four: ZeRO-3, then DDP, then FSDP2; and each of them all the way."""
     for num_processes, (_, step) in WORLD_HOPS.items():
         assert_goes_on_as(other_worlds / f"worlds-{chain}-{num_processes}", other_worlds / "ddp", step)
+    shows(48, note="two ranks, then one, then four: the same rows in each step")
 
 
 def test_a_checkpoint_is_taken_up_by_other_engines_in_the_same_order(resumed: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from faults.recording import Shows
 from tiny import QWEN3, TOKENIZER, write_conversations
 
 from launch import processes
@@ -34,6 +35,8 @@ class Ended(NamedTuple):
     fault_to_end_s: float
     left: list[int]
     """Processes that are still there."""
+    fault_at: float
+    """When the fault happened (time.time())."""
 
     @property
     def last_words(self) -> dict[str, str]:
@@ -44,6 +47,16 @@ class Ended(NamedTuple):
     def record(self, rank: int) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((self.folder / "exit" / "0" / f"rank-{rank}.json").read_text())
         return record
+
+    def found_s(self, rank: int) -> float:
+        """From the fault to the record of it."""
+        return float(self.record(rank)["ended_at"]) - self.fault_at
+
+    @property
+    def steps_lost(self) -> int:
+        """Steps that were done and are not in a checkpoint; the one in which the run failed was not done."""
+        words = self.last_words
+        return int(words["step"]) - (words["reason"] != "stopped") - int(words["resume_from"])
 
     def log(self, rank: int) -> str:
         return (self.folder / "logs" / "0" / f"rank-{rank}.log").read_text()
@@ -71,7 +84,8 @@ class Runs:
 
     def start(self, name: str, fault: str, *options: str, launch: str = "nodes: 2", group: Path | None = None) -> None:
         config = self.folder / f"{name}.yaml"
-        config.write_text(f"{(self.folder / 'run.yaml').read_text()}launch: {{chain: none, {launch}}}\n")
+        chain = "" if "chain:" in launch else "chain: none, "
+        config.write_text(f"{(self.folder / 'run.yaml').read_text()}launch: {{{chain}{launch}}}\n")
         words = ["submit", "--executor", "local", "--config", str(config), "--name", name, "--skip-audit", "--wait"]
         self._started[name] = subprocess.Popen(
             [*_inside(group), *self.command(*words, "--env", f"SFT_FAULT={fault}", *options)],
@@ -117,7 +131,8 @@ class Runs:
         time.sleep(0.5)
         supervisor = self.supervisor(name)
         left = [pid for pid in (supervisor, *processes.descendants(supervisor)) if processes.start_ticks(pid)]
-        return Ended(self.run_dir(name), process.returncode, output, node - self.fault_at(name), left)
+        fault_at = self.fault_at(name)
+        return Ended(self.run_dir(name), process.returncode, output, node - fault_at, left, fault_at)
 
     def close(self) -> None:
         for process in self._started.values():
@@ -150,7 +165,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     runs.close()
 
 
-def test_killed_rank(runs: Runs) -> None:
+def test_killed_rank(runs: Runs, shows: Shows) -> None:
     """Rows 1 and 2."""
     ended = runs.end("kill")
     words = {"code": "11", "reason": "rank_died", "rank": "1", "step": "7"}
@@ -163,9 +178,11 @@ def test_killed_rank(runs: Runs) -> None:
     assert (ended.record(0)["code"], ended.record(0)["reason"]) == (11, "peer_lost")  # and not 134
     assert ended.left == []
     assert "LAUNCH-EXIT code=11" in (ended.folder / "logs" / "local.log").read_text()
+    said = ended.record(1)["error"]
+    shows(1, "local", code=ended.code, says=said, found_s=ended.found_s(1), steps_lost=ended.steps_lost)
 
 
-def test_stopped_rank_hangs(runs: Runs) -> None:
+def test_stopped_rank_hangs(runs: Runs, shows: Shows) -> None:
     """Row 4."""
     ended = runs.end("stop")
     assert ended.code == 12, ended.output
@@ -178,9 +195,10 @@ def test_stopped_rank_hangs(runs: Runs) -> None:
     assert "most recent call first" in ended.log(0)
     assert ended.fault_to_end_s < 40  # the figure of a quiet machine is the lab test's
     assert ended.left == []
+    shows(4, "local", code=ended.code, says=ended.record(1)["error"], found_s=ended.found_s(1))
 
 
-def test_a_rank_that_is_told_to_stop_takes_all_with_it_and_all_is_saved(runs: Runs) -> None:
+def test_a_rank_that_is_told_to_stop_takes_all_with_it_and_all_is_saved(runs: Runs, shows: Shows) -> None:
     """Row 8."""
     ended = runs.end("term")
     assert ended.code == 10, ended.output
@@ -188,18 +206,21 @@ def test_a_rank_that_is_told_to_stop_takes_all_with_it_and_all_is_saved(runs: Ru
     assert (ended.folder / "checkpoints" / "step-00000007").is_dir()
     assert "stopped by SIGTERM, after step 7 of 5000" in ended.log(1)
     assert [ended.record(rank)["code"] for rank in (0, 1)] == [10, 10]
+    shows(8, code=ended.code, says=ended.record(1)["error"], steps_lost=ended.steps_lost)
 
 
-def test_a_rank_that_leaves_early_with_0(runs: Runs) -> None:
+def test_a_rank_that_leaves_early_with_0(runs: Runs, shows: Shows) -> None:
     """Row 7."""
     ended = runs.end("exit0")
     assert ended.code == 11, ended.output
     assert "rank 1 exited 0 at step 7 of 5000" in ended.output
     assert {"reason": "exited_early", "rank": "1"}.items() <= ended.last_words.items()
     assert ended.left == []
+    said = ended.record(1)["error"]
+    shows(7, code=ended.code, says=said, found_s=ended.found_s(1), steps_lost=ended.steps_lost)
 
 
-def test_a_signal_to_one_agent_saves_on_all_nodes(runs: Runs) -> None:
+def test_a_signal_to_one_agent_saves_on_all_nodes(runs: Runs, shows: Shows) -> None:
     """Rows 9 and 11: the agent of the second node alone gets it."""
     runs.wait_for_step("usr2", 8)
     os.kill(runs.agents("usr2")[1], signal.SIGUSR2)
@@ -207,34 +228,42 @@ def test_a_signal_to_one_agent_saves_on_all_nodes(runs: Runs) -> None:
     assert ended.code == 10, ended.output
     assert ended.last_words["step"] == ended.last_words["resume_from"]
     assert "stopped by SIGUSR2" in ended.log(1)
+    shows(11, "local", code=ended.code, says=ended.record(1)["error"], steps_lost=ended.steps_lost)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("fault", "code", "reason", "said"),
+    ("row", "case", "fault", "code", "reason", "said"),
     [
-        ("lock_gil@1:7", 12, "hang", "match"),
-        ("hang@1:7", 12, "hang", "faults.py"),
-        ("raise@1:7", 1, "error", "InjectedFaultError: a fault on purpose"),
-        ("segv@1:7", 11, "rank_died", "SIGSEGV"),
-        ("abort@1:7", 11, "rank_died", "SIGABRT"),
-        ("kill@0:7", 11, "rank_died", "rank 0 on"),
-        ("perturb@1:7", 15, "diverged", "rank 1 diverged at step 8 or in the 3 before it"),
-        ("nan@1:7", 15, "non_finite", "It arose on rank 1, from row"),
+        (5, "lock", "lock_gil@1:7", 12, "hang", "match"),
+        (5, "sleep", "hang@1:7", 12, "hang", "faults.py"),
+        (6, "", "raise@1:7", 1, "error", "InjectedFaultError: a fault on purpose"),
+        (3, "SIGSEGV", "segv@1:7", 11, "rank_died", "SIGSEGV"),
+        (3, "SIGABRT", "abort@1:7", 11, "rank_died", "SIGABRT"),
+        (2, "", "kill@0:7", 11, "rank_died", "rank 0 on"),
+        (35, "", "perturb@1:7", 15, "diverged", "rank 1 diverged at step 8 or in the 3 before it"),
+        (34, "", "nan@1:7", 15, "non_finite", "It arose on rank 1, from row"),
     ],
 )
-def test_other_faults(tmp_path: Path, fault: str, code: int, reason: str, said: str) -> None:
-    """Rows 2, 3, 5, 6 and 34."""
+def test_other_faults(
+    tmp_path: Path, shows: Shows, row: int, case: str, fault: str, code: int, reason: str, said: str
+) -> None:
     runs = Runs(tmp_path)
     runs.start("x", fault)
     ended = runs.end("x")
     assert (ended.code, ended.last_words["reason"]) == (code, reason), ended.output
     assert said in ended.output
     assert ended.left == []
+    if row in (2, 3):
+        other = ended.record(1 if row == 2 else 0)
+        assert (other["code"], other["signal"]) == (11, None)
+        assert row == 2 or "most recent call first" in ended.log(1)
+    rank = int(ended.last_words["rank"])
+    shows(row, case, code=ended.code, says=ended.record(rank)["error"], found_s=ended.found_s(rank))
 
 
 @pytest.mark.soak
-def test_a_slow_rank_is_named(tmp_path: Path) -> None:
+def test_a_slow_rank_is_named(tmp_path: Path, shows: Shows) -> None:
     """Row 22."""
     runs = Runs(tmp_path)
     slow = ",".join(f"slow@1:{step}:data" for step in range(5, 31))
@@ -245,10 +274,11 @@ def test_a_slow_rank_is_named(tmp_path: Path) -> None:
     assert warned is not None
     assert float(warned[1]) > 3
     assert re.search(r"slow +rank 1 .* times as long", ended.output)
+    shows(22, code=ended.code, says=warned[0])
 
 
 @pytest.mark.soak
-def test_lack_of_memory(tmp_path: Path) -> None:
+def test_lack_of_memory(tmp_path: Path, shows: Shows) -> None:
     """Row 23."""
     group = Path("/sys/fs/cgroup/memory/cleansft-test")
     try:
@@ -263,11 +293,13 @@ def test_lack_of_memory(tmp_path: Path) -> None:
     group.rmdir()
     assert ended.code == 18, ended.output
     assert "cgroup oom_kill=1" in ended.output
+    rank = int(ended.last_words["rank"])
+    shows(23, code=ended.code, says=ended.record(rank)["error"])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_cancel_saves(tmp_path: Path, launcher: str) -> None:
+def test_cancel_saves(tmp_path: Path, shows: Shows, launcher: str) -> None:
     """Row 12, and a save by the way that DeepSpeed's launcher starts ranks."""
     runs = Runs(tmp_path)
     runs.start("x", "slow@0:1", launch=f"nodes: 2, launcher: {launcher}")
@@ -278,6 +310,7 @@ def test_cancel_saves(tmp_path: Path, launcher: str) -> None:
     ended = runs.end("x")
     assert (ended.last_words["code"], ended.last_words["step"]) == ("10", ended.last_words["resume_from"])
     assert "stopped by cancelled" in ended.log(0)
+    shows(12, "launch cancel", code=10, says=ended.record(0)["error"], steps_lost=ended.steps_lost, note=launcher)
 
 
 @pytest.mark.soak

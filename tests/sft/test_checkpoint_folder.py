@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from damages import DAMAGES, damage
+from faults.recording import Shows
 
 from sft.checkpoint_search import find_checkpoint
 from sft.commit import (
@@ -173,7 +174,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(tmp_path: Path, k
 @pytest.mark.parametrize(
     "number", [60, pytest.param(1000, marks=pytest.mark.soak)], ids=["a sample", "as many as the promise"]
 )
-def test_every_random_damage_is_found(tmp_path: Path, number: int) -> None:
+def test_every_random_damage_is_found(tmp_path: Path, shows: Shows, number: int) -> None:
     """Failure of a disk or of a copy: bits, ends, holes and whole files, at random places of any file."""
     whole = write_checkpoint(tmp_path / "whole", 8)
     for seed in range(number):
@@ -187,3 +188,4 @@ def test_every_random_damage_is_found(tmp_path: Path, number: int) -> None:
         assert taken == before, (seed, kind, file)
         assert str(file) in said[0]
         shutil.rmtree(folder)
+    shows(29, "1,000", note=f"{number} of {number} found")

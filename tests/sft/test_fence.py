@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.recording import Shows
 from racing import race
 
 from sft.commit import checkpoints_in
@@ -92,7 +93,9 @@ def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
         (elsewhere(), this_process(), "5", None),
     ],
 )
-def test_who_may_be_taken_over(tmp_path: Path, holder: Holder, own: Holder, ended: str, reason: str | None) -> None:
+def test_who_may_be_taken_over(
+    tmp_path: Path, shows: Shows, holder: Holder, own: Holder, ended: str, reason: str | None
+) -> None:
     stop_beating(take(tmp_path, holder))
     said: list[str] = []
     jobs = ended_jobs({"CLEANSFT_ENDED_JOBS": ended})
@@ -104,11 +107,13 @@ def test_who_may_be_taken_over(tmp_path: Path, holder: Holder, own: Holder, ende
     fence = take(tmp_path, own, ended_jobs=jobs, say=said.append)
     assert fence.token == 2
     assert reason in said[0]
+    if reason == "its process is gone":
+        shows(40, "dead", says=said[0])
     fence.release()
 
 
 @pytest.mark.parametrize("age_s", [STALE_AFTER_S + 5, -86_400.0], ids=["silent", "dated tomorrow"])
-def test_a_silent_holder_on_another_machine_is_taken_over(tmp_path: Path, age_s: float) -> None:
+def test_a_silent_holder_on_another_machine_is_taken_over(tmp_path: Path, shows: Shows, age_s: float) -> None:
     path = stop_beating(take(tmp_path, elsewhere()))
     aged(path, STALE_AFTER_S / 2)
     with pytest.raises(FencedError, match="last heard of 30 s ago"):
@@ -116,6 +121,8 @@ def test_a_silent_holder_on_another_machine_is_taken_over(tmp_path: Path, age_s:
     aged(path, age_s)
     fence = take(tmp_path, this_process(), say=lambda _: None)
     assert fence.token == 2
+    if age_s < 0:
+        shows(40, "dated tomorrow", note="token 2")
     fence.release()
 
 
@@ -151,6 +158,21 @@ def test_a_suspended_holder_on_this_machine_lives(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     take(tmp_path, this_process(), say=lambda _: None).release()
+
+
+def test_a_process_that_could_not_say_that_it_ended_may_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk; while it holds the directory, it is refused like any other."""
+    fence, said = take(tmp_path, this_process()), list[str]()
+    with pytest.raises(FencedError):
+        take(tmp_path, this_process())
+    with monkeypatch.context() as patch:
+        patch.setattr("sft.fence._write", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+        fence.release()
+    again = take(tmp_path, this_process(), say=said.append)
+    assert "this process has given it up" in said[0]
+    again.release()
 
 
 def test_the_old_holder_finds_out_whatever_it_still_sees(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""Fault 51: death while a checkpoint is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from faults.recording import Shows
+from test_faults_of_runs import Runs, wait_for
+
+pytestmark = pytest.mark.ranks
+
+
+@pytest.mark.soak
+def test_death_while_a_checkpoint_is_loaded(tmp_path: Path, shows: Shows) -> None:
+    """Attempt 0 dies in step 7; attempt 1 before its first step, twice as near to its end as its restarts allow."""
+    runs = Runs(tmp_path)
+    few = ["--", "--max_steps", "20", "--logging_steps", "1"]
+    runs.start("straight", "", *few)
+    straight = runs.end("straight")
+    runs.start("x", "kill@1:7", *few, launch="nodes: 2, chain: requeue, max_restarts: 2")
+    run_dir = runs.run_dir("x")
+    wait_for(lambda: (run_dir / "exit/1/rank-1.json").exists() and "resuming" not in log_of(run_dir))
+    wrapper = json.loads((run_dir / "exit/1/rank-1.json").read_text())["pid"]
+    wait_for(lambda: children(wrapper))
+    os.kill(children(wrapper)[0], signal.SIGKILL)
+    ended = runs.end("x")
+    codes = [json.loads((run_dir / f"exit/{attempt}/end.json").read_text())["own_code"] for attempt in (0, 1, 2)]
+    assert codes == [11, 11, 0]
+    assert (
+        json.loads((run_dir / "exit/1/attempt.json").read_text())["step"]
+        == json.loads((run_dir / "exit/2/attempt.json").read_text())["step"]
+    )
+    for name in ("model.safetensors",):
+        assert (run_dir / name).read_bytes() == (straight.folder / name).read_bytes()
+    assert losses(run_dir) == losses(straight.folder)
+    decided = [line for line in (run_dir / "logs/local.log").read_text().splitlines() if line.startswith("attempt 1 ")]
+    shows(51, code=ended.code, says=decided[0], note=f"attempts ended with {codes}")
+
+
+def log_of(run_dir: Path) -> str:
+    path = run_dir / "logs/1/rank-0.log"
+    return path.read_text() if path.exists() else ""
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def losses(folder: Path) -> list[float]:
+    records = json.loads((folder / "training_log.json").read_text())
+    return [record["loss"] for record in records if record["type"] == "train"]
