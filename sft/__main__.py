@@ -1,4 +1,4 @@
-"""`python -m sft`: inspect, audit, estimate, train."""
+"""`python -m sft`: from data to a model, and what comes after."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ USAGE = """usage: python -m sft COMMAND …
   audit RUN.yaml | FILE    the whole data before any GPU: counts, lengths, refused rows, what an epoch means
   estimate RUN.yaml        memory per device and time of a step, for every way of sharing the model out
   train RUN.yaml | FILE    train here, in this process (sft/train.py)
+  evaluate MODEL DATA      answers to held-out rows: matches, F1, ROUGE-L, numbers, loss; two models compared
+  optimize-prompt TXT DATA the system prompt, of several, with which a model does best
+  chat MODEL               talk with it, in the terminal or through a pipe; --serve for programs
 
 `python -m sft COMMAND --help` tells more. Exit codes: 0 done, 2 settings, 3 data.
 """
@@ -33,6 +36,9 @@ def main(words: Sequence[str] | None = None) -> int:
         "audit": _audit,
         "estimate": _estimate,
         "train": _train,
+        "evaluate": _evaluate,
+        "optimize-prompt": _optimize_prompt,
+        "chat": _chat,
     }
     if not given or given[0] in ("--help", "-h"):
         print(USAGE, end="", file=sys.stdout if given else sys.stderr)
@@ -75,6 +81,24 @@ def _estimate(words: Sequence[str]) -> int:
 
 def _train(words: Sequence[str]) -> int:
     from sft.train import main
+
+    return main(words)
+
+
+def _evaluate(words: Sequence[str]) -> int:
+    from sft.evaluate import main
+
+    return main(words)
+
+
+def _optimize_prompt(words: Sequence[str]) -> int:
+    from sft.optimize_prompt import main
+
+    return main(words)
+
+
+def _chat(words: Sequence[str]) -> int:
+    from sft.chat_command import main
 
     return main(words)
 

@@ -12,6 +12,10 @@ from sft.setting_files import found_file
 from sft.setting_rules import FILE_SETTINGS
 from strict_settings import Problem, SettingsError, Source, build, field_docs, parse_command_line, read_yaml
 
+PROMPT_FILE = Path("prompts") / "system_prompt.txt"
+"""Where `optimize-prompt` writes; `evaluate` and `chat` look there from the working directory, as does
+`system_prompt: auto`."""
+
 _BUNDLED = {"chat_template_path": ROOT / "sft" / "templates", "deepspeed": ROOT}
 
 
@@ -66,6 +70,8 @@ def _resolved(source: Source, folders: list[Path]) -> Source:
         name = ALIASES.get(key, key)
         if name in FILE_SETTINGS and isinstance(value, str):
             values[key] = _found(name, value, folders)
+        if name == "system_prompt" and value == "auto":
+            values[key] = _found_prompt(folders)
         if name == "train_files" and isinstance(value, dict):
             values[key] = {_found(name, str(file), folders): times for file, times in value.items()}
     return dataclasses.replace(source, values=values)
@@ -80,6 +86,16 @@ def _found(name: str, value: str, folders: list[Path]) -> str:
         if found_file(str(candidate)):
             return str(candidate)
     return value
+
+
+def _found_prompt(folders: list[Path]) -> str:
+    """What `system_prompt: auto` stands for."""
+    for folder in (Path(), *folders):
+        path = folder / PROMPT_FILE
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace").strip()
+    remedy = "No such file, looked for from the working directory and beside the settings file."
+    raise SettingsError(Problem("system_prompt", "auto", f"come with {PROMPT_FILE}", remedy))
 
 
 def describe_settings() -> str:

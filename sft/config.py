@@ -110,7 +110,7 @@ class Args:
     special_tokens_in_data: Literal["escape", "error"] = "escape"
     """Control strings such as `<|im_end|>` in what people wrote: keep them as text, or refuse the row."""
     system_prompt: str | None = None
-    """Replaces the system message of every conversation; empty: removes it."""
+    """Replaces the system message of every conversation; empty: removes it; `auto`: prompts/system_prompt.txt."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further variables for the chat template, for example `{enable_thinking: false}`."""
     template_date: str | None = None

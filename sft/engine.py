@@ -32,15 +32,26 @@ from sft.pieces import KINDS, Piece, TensorKind
 from sft.world import World
 
 
-class Engine(Protocol):
-    """What the loop, the checkpoints and the export know of parallelism."""
+class Forward(Protocol):
+    """What runs a model without training it; every engine does."""
 
     model: Any
     """The transformers (or peft) model whose parameters and configuration these are."""
-    timer: StepTimer
-    """Where the engine tells how long forward and backward passes take."""
     loss_module: LossModule
     """The model with its loss: what runs."""
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """The batch's sum of token losses, without gradients."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The model's logits where trained tokens are predicted, (places, vocabulary), without gradients."""
+
+
+class Engine(Forward, Protocol):
+    """What the loop, the checkpoints and the export know of parallelism."""
+
+    timer: StepTimer
+    """Where the engine tells how long forward and backward passes take."""
 
     def accumulate(self, batch: Batch, total_weight: float, *, is_last: bool) -> Tensor:
         """Runs forward and backward of one micro-batch and adds up gradients.
@@ -71,12 +82,6 @@ class Engine(Protocol):
             NonFiniteError: one of them is no number, on every rank alike. The weights are as they were; DeepSpeed alone
                 has changed them where the loss is finite and the norm is not.
         """
-
-    def evaluate(self, batch: Batch) -> Tensor:
-        """The batch's sum of token losses, without gradients."""
-
-    def logits(self, batch: Batch) -> Tensor:
-        """The model's logits where trained tokens are predicted, (places, vocabulary), without gradients."""
 
     def gather(self, name: str) -> Tensor:
         """One parameter's value in full precision, whole, on every rank (a collective). Only one is whole at a time."""

@@ -292,3 +292,16 @@ def with_contents(conversation: Conversation) -> Conversation:
         {**message, "content": ""} if message.get("content") is None else message for message in conversation.messages
     )
     return replace(conversation, messages=tuple(filled))
+
+
+def with_system_prompt(conversation: Conversation, prompt: str | None) -> Conversation:
+    """The conversation with this system message instead of its own; with none for an empty one; as it is for None."""
+    if prompt is None:
+        return conversation
+    keep = [index for index, message in enumerate(conversation.messages) if message["role"] != "system"]
+    messages = [conversation.messages[index] for index in keep]
+    weights = [conversation.weights[index] for index in keep] if conversation.weights else []
+    if prompt:
+        messages.insert(0, {"role": "system", "content": prompt})
+        weights = [0.0, *weights] if weights else []
+    return replace(conversation, messages=tuple(messages), weights=tuple(weights))

@@ -7,6 +7,7 @@ rest of a small model, and most tokens of a conversation are not trained.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,20 +55,57 @@ def sum_of_token_losses(model: Any, batch: Batch, output_layer: OutputLayer | No
         batch: collated as the model takes it.
         output_layer: computes loss and gradient in tiles instead of the model's own logits.
     """
-    predicting = batch.predicting
-    assert predicting is not None
-    if batch.num_trained_tokens:
-        targets = batch.labels.flatten()[predicting + 1]
-        weights = None if batch.label_weights is None else batch.label_weights.flatten()[predicting + 1]
-    else:
-        targets, weights = predicting, torch.zeros(1, device=predicting.device)
+    targets, weights = _targets(batch)
     if output_layer is not None:
-        body = transformers_model(model).base_model
-        hidden = body(**_inputs(batch)).last_hidden_state
-        return output_layer.loss_sum(hidden.flatten(0, 1)[predicting], targets, weights)
+        return output_layer.loss_sum(_hidden(model, batch), targets, weights)
     logits = logits_of(model, batch)
     loss: Tensor = CrossEntropy.apply(logits, targets, weights, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
+
+
+@torch.no_grad()
+def document_losses(
+    model: Any, batch: Batch, num_trained_tokens: Sequence[int], output_layer: OutputLayer | None = None
+) -> Tensor:
+    """What each document of a batch has of `sum_of_token_losses`: (documents,), float32.
+
+    Args:
+        model: a causal language model.
+        batch: with at least one trained token.
+        num_trained_tokens: of each document, in the order in which they stand in the batch.
+        output_layer: as for `sum_of_token_losses`.
+    """
+    targets, weights = _targets(batch)
+    sizes = list(num_trained_tokens)
+    by_document = zip(
+        torch.split(_hidden(model, batch) if output_layer is not None else logits_of(model, batch), sizes),
+        torch.split(targets, sizes),
+        torch.split(weights, sizes) if weights is not None else [None] * len(sizes),
+        strict=True,
+    )
+    losses = [
+        output_layer.loss_sum(found, wanted, weight)
+        if output_layer is not None
+        else CrossEntropy.apply(found, wanted, weight, False)  # type: ignore[no-untyped-call]
+        for found, wanted, weight in by_document
+    ]
+    return torch.stack(losses)
+
+
+def _targets(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """(token ids at the places after `Batch.predicting`, their weights)."""
+    predicting = batch.predicting
+    assert predicting is not None
+    if not batch.num_trained_tokens:
+        return predicting, torch.zeros(1, device=predicting.device)
+    weights = None if batch.label_weights is None else batch.label_weights.flatten()[predicting + 1]
+    return batch.labels.flatten()[predicting + 1], weights
+
+
+def _hidden(model: Any, batch: Batch) -> Tensor:
+    """The output layer's input at `Batch.predicting`: (places, width)."""
+    hidden: Tensor = transformers_model(model).base_model(**_inputs(batch)).last_hidden_state
+    return hidden.flatten(0, 1)[batch.predicting]
 
 
 def logits_of(model: Any, batch: Batch) -> Tensor:

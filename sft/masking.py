@@ -16,7 +16,7 @@ import numpy as np
 
 from sft.documents import Document
 from sft.errors import MaskError
-from sft.formats import Conversation, with_contents
+from sft.formats import Conversation, with_contents, with_system_prompt
 from sft.mask_options import MaskOptions
 from sft.masks.origins import message_of
 from sft.masks.plans import SAMPLE, Filled, Plan, anchors_of, form_of, plan_of
@@ -24,7 +24,7 @@ from sft.masks.sandbox import TIME_LIMIT_S, TemplateError, time_limit
 from sft.masks.template import ChatTemplate
 from sft.masks.token_spans import joins_prompt, token_edge, token_weights, turn_positions, turn_starts, user_turns
 from sft.masks.tokens import TextTokenizer, TokenizerParts, Tokens
-from sft.masks.turns import Rendition, Turns, everything
+from sft.masks.turns import Rendition, Turns, everything, generation_prompt
 
 __all__ = ["Document", "MaskError", "MaskOptions", "Masker"]
 
@@ -86,6 +86,10 @@ class Masker:
         """Other processes make it anew from plain values."""
         return Masker, (self.parts, self.pad_token_id, self.options, self.stop_tokens)
 
+    def with_system_prompt(self, prompt: str) -> Masker:
+        """The same with another system prompt."""
+        return Masker(self.parts, self.pad_token_id, replace(self.options, system_prompt=prompt), self.stop_tokens)
+
     @property
     def vocabulary_size(self) -> int:
         """One more than the greatest token id."""
@@ -105,7 +109,7 @@ class Masker:
         Raises:
             MaskError: the template does not render the conversation, or what is trained cannot be proven.
         """
-        conversation = self._with_system_prompt(conversation)
+        conversation = with_system_prompt(conversation, self.options.system_prompt)
         weights = self._weights(conversation)
         try:
             renditions = self._renditions(conversation, weights)
@@ -124,6 +128,21 @@ class Masker:
         ]
         self._keep_plans(conversation, weights, renditions, [tokens for tokens, _ in tokenized], documents)
         return documents
+
+    def prompt(self, conversation: Conversation) -> tuple[str, list[int]]:
+        """(text, token ids) of what the model is given to go on from after these messages, as at inference.
+
+        Raises:
+            MaskError: the template does not render them, or data holds a control string where that is refused.
+        """
+        conversation = with_system_prompt(conversation, self.options.system_prompt)
+        try:
+            rendition = generation_prompt(self.template, conversation)
+        except TemplateError:
+            rendition = generation_prompt(self.template, with_contents(conversation))
+        replies = frozenset(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
+        tokens, _ = self._tokens(rendition, replies)
+        return rendition.text, list(tokens.ids)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[list[Document] | MaskError]:
         """`documents` of many conversations, which is faster; a refused one gives its error in its place."""
@@ -187,7 +206,7 @@ class Masker:
 
     def _filled(self, conversation: Conversation) -> tuple[list[Filled], list[float]]:
         """The conversation in the plans of its form, and its messages' weights; no plan if it takes the slow way."""
-        conversation = self._with_system_prompt(conversation)
+        conversation = with_system_prompt(conversation, self.options.system_prompt)
         weights = self._weights(conversation)
         form = form_of(conversation, weights)
         plans = self._plans.get(form)
@@ -246,19 +265,6 @@ class Masker:
                 return None
             starts = [token for token in found if token is not None]
         return Document(ids, trained, values if is_weighted else None, filled.plan.notes, tuple(starts))
-
-    def _with_system_prompt(self, conversation: Conversation) -> Conversation:
-        """The conversation with the system message of the settings, where they have one."""
-        prompt = self.options.system_prompt
-        if prompt is None:
-            return conversation
-        keep = [index for index, message in enumerate(conversation.messages) if message["role"] != "system"]
-        messages = [conversation.messages[index] for index in keep]
-        weights = [conversation.weights[index] for index in keep] if conversation.weights else []
-        if prompt:
-            messages.insert(0, {"role": "system", "content": prompt})
-            weights = [0.0, *weights] if weights else []
-        return replace(conversation, messages=tuple(messages), weights=tuple(weights))
 
     def _weights(self, conversation: Conversation) -> list[float]:
         """The loss weight of each message; 0 for what is not trained."""

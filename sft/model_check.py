@@ -18,7 +18,7 @@ from sft.attention import transformers_model, use_document_attention
 from sft.batching import Batch, collate, collate_flat
 from sft.config import Args
 from sft.documents import Document
-from sft.engine import Engine, compile_layers
+from sft.engine import Forward, compile_layers
 from sft.last_layer import shorten_last_layer
 from sft.output_layer import output_layer_of
 from sft.packing_check import refuse_if_packing_leaks, stateful_part
@@ -36,7 +36,7 @@ _SAME = {True: (2e-2, 5e-2), False: (1e-3, 1e-3)}
 before would change without a boundary may be left."""
 
 
-def prepare_model(engine: Engine, args: Args, world: World) -> Collation:
+def prepare_model(engine: Forward, args: Args, world: World) -> Collation:
     """Chooses the fastest collation and the fastest loss that are right for this model; a collective.
 
     What the model cannot do is said in one line.
@@ -59,7 +59,7 @@ def prepare_model(engine: Engine, args: Args, world: World) -> Collation:
     return collation
 
 
-def _collation(engine: Engine, args: Args, world: World) -> Collation:
+def _collation(engine: Forward, args: Args, world: World) -> Collation:
     if args.attn_implementation == "auto":
         reason = _why_not_flat(engine, args.max_length, world)
         if reason is None:
@@ -75,7 +75,7 @@ def _collation(engine: Engine, args: Args, world: World) -> Collation:
     return "padded"
 
 
-def _why_not_flat(engine: Engine, max_length: int, world: World) -> str | None:
+def _why_not_flat(engine: Forward, max_length: int, world: World) -> str | None:
     """Makes attention per document the model's, and returns None; or leaves it as it is, and returns the reason."""
     config = engine.model.config
     if found := stateful_part(config, by_layers_alone=True):
@@ -113,7 +113,9 @@ def _ending(ids: NDArray[np.int32], num_trained: int) -> Document:
     return Document(ids, np.arange(len(ids)) >= len(ids) - num_trained)
 
 
-def _leak(engine: Engine, documents: list[Document], others: list[Document], alone: Tensor, world: World) -> str | None:
+def _leak(
+    engine: Forward, documents: list[Document], others: list[Document], alone: Tensor, world: World
+) -> str | None:
     """Whether documents end to end see each other, or are not what they are alone; None if all is well.
 
     Args:
@@ -147,7 +149,7 @@ def _typical(difference: Tensor) -> float:
     return float(difference.abs().amax(-1).median(-1).values.max())
 
 
-def _why_not_in_tiles(engine: Engine, collation: Collation, world: World) -> str | None:
+def _why_not_in_tiles(engine: Forward, collation: Collation, world: World) -> str | None:
     """Makes the loss that of `OutputLayer`, and returns None; or leaves it as it is, and returns the reason."""
     module = engine.loss_module
     layer = output_layer_of(transformers_model(engine.model))
@@ -167,19 +169,19 @@ def _why_not_in_tiles(engine: Engine, collation: Collation, world: World) -> str
     return None
 
 
-def _few_trained(engine: Engine, collation: Collation, world: World) -> Batch:
+def _few_trained(engine: Forward, collation: Collation, world: World) -> Batch:
     """A batch of short documents, of which only some tokens are trained."""
     documents = [document for pair in _documents(engine.model.config, _OTHER) for document in pair]
     return (collate_flat if collation == "flat" else collate)(documents, 0).to(world.device)
 
 
-def _has_loss(engine: Engine, batch: Batch, expected: float) -> bool:
+def _has_loss(engine: Forward, batch: Batch, expected: float) -> bool:
     """Whether the batch's loss is the expected one, but for rounding."""
     is_half = engine.logits(batch).dtype != torch.float32
     return abs(float(engine.evaluate(batch)) - expected) <= (1e-2 if is_half else 1e-5) * abs(expected)
 
 
-def _shorten_last_layer(engine: Engine, world: World) -> None:
+def _shorten_last_layer(engine: Forward, world: World) -> None:
     """Leaves out of the last decoder layer what is of no consequence for the loss, where that is so."""
     batch = _few_trained(engine, "flat", world)
     expected = float(engine.evaluate(batch))

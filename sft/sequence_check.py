@@ -11,7 +11,7 @@ import torch
 
 from sft.batching import collate_flat
 from sft.documents import Document
-from sft.engine import Engine
+from sft.engine import Forward
 from sft.sequence_shards import shard_of
 from sft.world import World
 from strict_settings import Problem, SettingsError
@@ -20,7 +20,7 @@ _LENGTHS = (5, 13, 1, 22)
 """Tokens of the documents of a row that is tried: boundaries fall within pieces, and pieces within documents."""
 
 
-def refuse_if_shards_differ(engine: Engine, world: World) -> None:
+def refuse_if_shards_differ(engine: Forward, world: World) -> None:
     """Returns if each rank's piece of a row has the logits that it has in the whole row; a collective.
 
     Raises:

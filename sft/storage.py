@@ -35,11 +35,19 @@ def storage_errors(path: Path, setting: str = "output_dir") -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically. Numbers that are not finite are refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, atomically.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     with storage_errors(path):
         temporary = path.with_name(f".{path.name}.tmp")
         # File names and refused rows may hold half characters, which JSON can write and UTF-8 cannot.
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         publish(temporary, path)
 
 

@@ -102,7 +102,7 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
     """
     from sft.sources import source_files
 
-    given = _names(settings)
+    given = setting_names(settings)
     words = [*settings, *_tokenizer_words(options, given)]
     if options.config:
         words += ["--config", options.config]
@@ -114,7 +114,7 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
     sources = args.train_sources if data is None else {data: 1.0}
     for name in sources:
         source_files(name)  # a name that is wrong is told before the tokenizer is loaded
-    tokenizer = _tokenizer(args)
+    tokenizer = tokenizer_with_template(args)
     from sft.masking import Masker, MaskOptions
     from sft.tokenizer import pad_token_id, stop_tokens
 
@@ -124,7 +124,8 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
     return Subject(args, sources, given, bool(options.config), masker)
 
 
-def _names(words: Sequence[str]) -> frozenset[str]:
+def setting_names(words: Sequence[str]) -> frozenset[str]:
+    """The settings that some words are of, under their own names."""
     names = (word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
     return frozenset(ALIASES.get(name, name) for name in names)
 
@@ -150,7 +151,8 @@ def _tokenizer_words(options: argparse.Namespace, given: frozenset[str]) -> list
     return words
 
 
-def _tokenizer(args: Args) -> Any:
+def tokenizer_with_template(args: Args) -> Any:
+    """The tokenizer; with the bundled chatml template, and a word about it, where it has none."""
     from sft.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(args)

@@ -74,6 +74,17 @@ class World:
         """True on every rank if it is true on one."""
         return self.sum(float(flag))[0] > 0
 
+    def gather(self, own: bytes) -> list[bytes]:
+        """What each rank has, in the order of the ranks (a collective)."""
+        if self.size == 1:
+            return [own]
+        sizes = [int(size) for size in self.sum(*(len(own) * float(rank == self.rank) for rank in range(self.size)))]
+        padded = bytearray(own.ljust(max([1, *sizes]), b"\0"))
+        mine = torch.frombuffer(padded, dtype=torch.uint8).to(self.device)
+        all_of_them = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(all_of_them, mine)
+        return [bytes(found[:size].cpu().numpy()) for found, size in zip(all_of_them, sizes, strict=True)]
+
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.size > 1:
@@ -188,6 +199,11 @@ def _device(local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def solo_device() -> torch.device:
+    """Where a process alone computes."""
+    return _device(0)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -253,3 +253,10 @@ def everything(template: ChatTemplate, conversation: Conversation) -> Rendition:
         for start, end in zip(edges, [*edges[1:], len(origins)], strict=True)
     )
     return Rendition(str.__str__(traced), origins, tuple(spans), (), len(conversation.messages))
+
+
+def generation_prompt(template: ChatTemplate, conversation: Conversation) -> Rendition:
+    """What a model is given to go on from after these messages; nothing of it is trained."""
+    kwargs, messages = conversation.template_kwargs, conversation.messages
+    traced = template.trace(messages, conversation.tools, add_generation_prompt=True, variables=kwargs)
+    return Rendition(str.__str__(traced), traced.origins, (), (), len(messages))
