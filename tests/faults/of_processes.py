@@ -69,8 +69,8 @@ ROWS = (
         "a rank holds Python's lock for ever, or sleeps",
         "SFT_FAULT=lock_gil@1:7, hang@1:7",
         {
-            "lock": Must(12, "rank 1 hangs: …", found_s=12, also="the stack is in the log"),
-            "sleep": Must(12, "rank 1 hangs: it is in …faults.py", found_s=12, also="the stack is in the log"),
+            "lock": Must(12, "rank 1 hangs: …", found_s=10, also="the stack is in the log"),
+            "sleep": Must(12, "rank 1 hangs: it is in …faults.py", found_s=10, also="the stack is in the log"),
         },
         (OTHERS,),
     ),
