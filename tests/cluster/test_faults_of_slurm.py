@@ -6,14 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 from faults.recording import Shows
 from lab_client import Lab
-from lab_runs import SAVE_STEPS, LabRun, LabRuns, wait_for
+from lab_runs import SAVE_STEPS, LabRun, LabRuns, alive, wait_for
 from test_going_on_slurm import Runs
 
 pytestmark = pytest.mark.soak
@@ -90,12 +89,14 @@ def test_a_lost_node_that_lives_on_is_fenced(runs: LabRuns, straight: LabRun, la
     assert {process.node for process in run.processes()} == {"n2"}
     os.kill(lab.pid("slurmd:n2"), signal.SIGKILL)
     lost_at = time.time()
-    wait_for(lambda: run.json("exit/1/attempt.json"), 120)
-    noticed_s = time.time() - lost_at
-    lives = run.path.exists() and os.path.exists(f"/proc/{writer}")
-    wait_for(lambda: run.record(0).get("code"), 60)
-    runs.ended(run)
-    lab.up()
+    try:
+        wait_for(lambda: run.json("exit/1/attempt.json"), 120)
+        noticed_s = time.time() - lost_at
+        lives = alive(writer)
+        wait_for(lambda: run.record(0).get("code"), 60)
+        runs.ended(run)
+    finally:
+        lab.up()
     assert lives, "the lost node's rank had ended before the next attempt began; nothing was shown"
     assert run.record(0)["host"] == "n2"
     assert run.record(0, 1)["host"] == "n1"
@@ -131,9 +132,10 @@ def test_a_restart_of_the_controller_is_not_noticed(runs: LabRuns, lab: Lab, sho
     run = runs.submit("controller", settings={"max_steps": 2000, "save_steps": 100})
     run.wait_for_step(100)
     os.kill(lab.pid("slurmctld"), signal.SIGKILL)
-    status = runs("status", "controller")
-    said: subprocess.CompletedProcess[str] = status
-    lab.up()
+    try:
+        said = runs("status", "controller")
+    finally:
+        lab.up()
     runs.ended(run)
     assert list(run.path.glob("exit/*")) == [run.path / "exit" / "0"]
     shows(18, code=0, says=said.stdout + said.stderr, steps_lost=0)
