@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from faults.recording import Shows
 
 from benchmarks import goodput
 from benchmarks.goodput import Attempt, Parts, Step, epochs_with_other_rows, lineage
@@ -85,10 +86,11 @@ def twenty_faults(num_steps: int) -> str:
 @pytest.mark.soak
 @pytest.mark.ranks
 @pytest.mark.timeout(3600)
-def test_twenty_random_faults_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_random_faults_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], shows: Shows) -> None:
     """Bar 6: the benchmark compares weights, and rows of each epoch."""
     words = ["--rounds", "1", "--steps", "640", "--step-s", "0.05", "--work", str(tmp_path)]
     goodput.main([*words, "--fault", twenty_faults(640)])
     printed = capsys.readouterr().out
     assert "20 faults (" in printed
     assert "**goodput 0." in printed
+    shows(52, code=0, note=next(line for line in printed.splitlines() if "20 faults (" in line).strip())

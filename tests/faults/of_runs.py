@@ -69,10 +69,10 @@ ROWS = (
     ),
     Row(
         44,
-        "a foreign store listens on the job's port",
-        "a TCPStore of another run",
-        one(Must(17, "nonce")),
-        reason="the check of a nonce in the store is not yet part of these tests",
+        "a foreign store on the job's port, or a rank of another run",
+        "ranks with the nonces of two runs at one address",
+        one(Must(17, "nonce of rank 1 is another than rank 0's", also="the store listens on its address alone")),
+        ("ranks/test_meeting_of_ranks.py::test_a_rank_of_another_run_is_refused",),
     ),
     Row(
         45,
@@ -141,9 +141,9 @@ ROWS = (
     Row(
         52,
         "many random faults",
-        "SFT_FAULT=…@poisson",
-        one(Must(0)),
-        reason="shown by the measurement of goodput, benchmarks/goodput.py",
+        "20 kills, stops and crashes at random steps and points",
+        one(Must(0, also="undisturbed weights; each row once in an epoch")),
+        ("benchmarks/test_goodput.py::test_twenty_random_faults_change_nothing",),
     ),
     Row(
         53,

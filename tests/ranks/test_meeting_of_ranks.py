@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults.recording import Shows
 
 from sft.errors import MeetingError
 
@@ -64,8 +65,9 @@ def test_the_store_listens_on_its_address_alone() -> None:
         assert (code, said) == (0, f"2.0 ['{LOOPBACK}']\n")
 
 
-def test_a_rank_of_another_run_is_refused() -> None:
+def test_a_rank_of_another_run_is_refused(shows: Shows) -> None:
     assert MeetingError.exit_code == 17
     for code, said in meet(rank_0="ab" * 16, rank_1="cd" * 16):
         assert code == 17
         assert "nonce of rank 1 is another than rank 0's" in said
+        shows(44, code=code, says=said)
