@@ -194,7 +194,8 @@ def run(
 def submit(kept: Path, words: Sequence[str]) -> int:
     """`launch submit`, and a note of when it began: what stands before it on the command line may wait."""
     submitted_at = time.time()
-    code = subprocess.run([sys.executable, "-m", "launch", *words], check=False).returncode
+    # Not from here: Python looks for `launch` in the working directory first.
+    code = subprocess.run([sys.executable, "-m", "launch", *words], cwd=kept.parent, check=False).returncode
     if code == 0:
         kept.write_text(json.dumps({"submitted_at": submitted_at}))
     return code
