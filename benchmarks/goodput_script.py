@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sft import faults, loop, train
+from sft.train_imports import import_libraries
 
 
 def note(**facts: Any) -> None:
@@ -34,6 +34,9 @@ def note(**facts: Any) -> None:
 
 def main() -> int:
     """Trains; the exit code of sft/train.py."""
+    import_libraries()
+    from sft import faults, loop, train
+
     step_s, real_step, real_fault = float(os.environ["GOODPUT_STEP_S"]), loop.optimizer_step, faults.Faults._do
 
     def step_as_long(run: Any, step: int, data: Any, *values: Any) -> tuple[float, float]:
