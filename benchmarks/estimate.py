@@ -1,4 +1,4 @@
-"""Estimated against measured peaks of memory: `python benchmarks/estimate.py [--only ROW] [--keep-freed]`.
+"""Estimated against measured peaks of memory: `python benchmarks/estimate.py [--only ROW …] [--keep-freed]`.
 
 Each row is a run of its own: the project's engine takes three optimizer steps of full micro-batches on the CPU, with
 one process or with two under torchrun. Measured is the peak of the resident set (VmHWM, set back through
@@ -174,7 +174,7 @@ def measured(model: str, way: str, threads: int, *, keeps_freed: bool) -> dict[s
 def main() -> int:
     """Prints the table; 1 if an estimate is off."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="ROW", help="one row, such as 'tiny, ZeRO-2'")
+    parser.add_argument("--only", metavar="ROW", nargs="+", help="these rows, such as 'tiny, ZeRO-2'")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep-freed", action="store_true", help="with the allocator as training has it")
     parser.add_argument("--child", nargs=2)
@@ -189,7 +189,7 @@ def main() -> int:
     print(f"{'run':<30}{'processes':>10}{'measured':>10}{'estimated':>10}{'off':>8}{'step s':>9}{'estimated':>10}")
     for model, sizes in MODELS.items():
         for way, (processes, chosen) in WAYS.items():
-            if options.only not in (None, f"{model}, {way}"):
+            if options.only and f"{model}, {way}" not in options.only:
                 continue
             found = measured(model, way, options.threads, keeps_freed=options.keep_freed)
             args = settings(sizes, chosen)
