@@ -132,7 +132,7 @@ class Args:
     learning_rate: Annotated[float, above(0)] | None = None
     """Peak learning rate; by default 5e-6 for full fine-tuning and 1e-4 for LoRA."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up: to zero at the last step, or not at all."""
+    """How the learning rate falls after the warm-up: to zero, one step after the last; or not at all."""
     warmup_ratio: Annotated[float, at_least(0), at_most(1)] = 0.1293
     """Share of all steps in which the learning rate rises linearly from zero."""
     warmup_steps: Annotated[int, at_least(0)] | None = None

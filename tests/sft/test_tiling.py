@@ -20,6 +20,7 @@ from strict_settings import SettingsError
 
 WORLD = World(0, 0, 1, torch.device("cpu"))
 PHI3 = {**QWEN3, "model_type": "phi3", "pad_token_id": 0, "tie_word_embeddings": False}
+BLOOM = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4, "hidden_dropout": 0.0}
 MOE = {**QWEN3, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 
@@ -38,7 +39,7 @@ def loss_and_gradients(config: dict[str, Any], tile_tokens: int | None, checkpoi
     return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
 
 
-@pytest.mark.parametrize("config", [QWEN3, PHI3, MOE], ids=lambda config: str(config["model_type"]))
+@pytest.mark.parametrize("config", [QWEN3, PHI3, MOE, BLOOM], ids=lambda config: str(config["model_type"]))
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_loss_and_gradients_are_those_of_the_whole_row(config: dict[str, Any], checkpointing: bool) -> None:
     expected = loss_and_gradients(config, None, False)
