@@ -232,6 +232,7 @@ def test_job_json_is_plain_and_private(probe: Path) -> None:
     for name, text in {
         "sinfo": "echo 'cpu|cpu*|2|(null)|8|infinite'",
         "srun": "exit 0",
+        "scontrol": "exit 1",  # a real one would look for its controller for 15 s
         "sbatch": 'for script; do :; done; cp "$script" given.sh; env > given.env; echo Submitted batch job 77',
     }.items():
         (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
