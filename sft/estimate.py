@@ -226,8 +226,13 @@ def _sharings(args: Args, world_size: int) -> Iterator[tuple[Sharing, str, bool]
         yield Sharing.of_deepspeed(_title(name), config), f"deepspeed: ds_configs/{name}.json", is_yours
         if name == "zero2_offload":
             yield from _own(args, names)
-    if world_size > 1 or args.fsdp:
-        yield Sharing("FSDP", fsdp=True, shard_size=args.fsdp_shard_size), "fsdp: true", args.fsdp
+    size = args.fsdp_shard_size
+    if size is not None and size < world_size:
+        settings = f"fsdp: true, fsdp_shard_size: {size}"
+        yield Sharing(f"FSDP by {size}", fsdp=True, shard_size=size), settings, args.fsdp
+        yield Sharing("FSDP", fsdp=True), "fsdp: true, no fsdp_shard_size", False
+    elif world_size > 1 or args.fsdp:
+        yield Sharing("FSDP", fsdp=True), "fsdp: true", args.fsdp
 
 
 def _own(args: Args, names: Sequence[str]) -> Iterator[tuple[Sharing, str, bool]]:
@@ -286,8 +291,8 @@ def _attends_per_document(model: Any, args: Args) -> bool:
     return True
 
 
-def sizes_of(model: Any, persistent_below: int = 100_000) -> Sizes:
-    """Numbers of weights; `persistent_below` is ZeRO-3's `stage3_param_persistence_threshold`."""
+def sizes_of(model: Any) -> Sizes:
+    """Numbers of weights."""
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder_layers(model)]
     total = sum(count for count, _ in counts)
@@ -303,7 +308,7 @@ def sizes_of(model: Any, persistent_below: int = 100_000) -> Sizes:
         sum(trained),
         max(layers, default=0),
         total - sum(layers),
-        sum(count for count, _ in counts if count <= persistent_below),
+        tuple(count for count, _ in counts),
         sum(count for count in trained if count < SMALLEST),
         sum(frozen),
         max(frozen, default=0),
@@ -329,10 +334,13 @@ def _in_bf16(sharing: Sharing, args: Args, machine: Machine) -> bool:
 def _step_time(shape: ModelShape, args: Args, machine: Machine, rows: Rows) -> StepTime:
     batch = full_batch(args, rows, is_flat=True)
     num_batches = args.accumulation_steps(machine.world_size) * machine.world_size // args.sequence_parallel_size
+    num_documents = batch.num_tokens // rows.length * num_batches
+    beyond = max(rows.length - shape.window, 0) if shape.window else 0
     work = Work(
         batch.num_tokens * num_batches,
         batch.num_trained_tokens * num_batches,
         batch.num_tokens * rows.length * num_batches,
+        num_documents * beyond**2,
     )
     computed = causal_flops(shape, work)
     if args.gradient_checkpointing:

@@ -2,13 +2,14 @@
 
 Multiplying a token by a matrix of n weights takes 2 n operations; its gradient with respect to the input takes as many,
 and with respect to the weights as many again. Attention of a causal document of l tokens takes 2 l² H d operations in
-each layer and pass (H heads of size d; two products over half of l × l), three times that with the backward pass.
+each layer and pass (H heads of size d; two products over half of l × l), three times that with the backward pass. With
+a window of w tokens, l² - (l - w)² takes the place of l².
 
 Two conventions are given, for there are two kinds of published figures:
 - **causal**: what has to be computed. The output layer at trained positions only, causal attention within each
   document, frozen weights without a gradient of their own: 4 n instead of 6 n.
 - **PaLM** (Chowdhery et al., 2022, appendix B): 6 N per token with the output layer at every position, and attention as
-  if it looked both ways.
+  if it looked both ways, without any window.
 
 What gradient checkpointing computes again is in neither: this is for model FLOPs utilisation (MFU). Nor is taken off
 what `sft/last_layer.py` leaves out, at most one layer's weights for the tokens that predict nothing trained.
@@ -34,6 +35,10 @@ class ModelShape:
     """Layers × heads × size of a head."""
     is_body_trained: bool
     """False with adapters: the body's weights are frozen."""
+    window: int = 0
+    """Tokens that attention looks back at in some layers; 0: there are none."""
+    windowed_share: float = 0.0
+    """Share of the layers with that window."""
 
     @classmethod
     def of(cls, model: Any) -> ModelShape:
@@ -42,6 +47,7 @@ class ModelShape:
         num_heads = int(getattr(config, "num_attention_heads", 0) or 0)
         head_size = getattr(config, "head_dim", None) or (config.hidden_size // num_heads if num_heads else 0)
         tables = {id(layer.weight) for layer in _tables(model)}
+        window, windowed_share = _window(config)
         body = adapters = 0.0
         is_body_trained = False
         for name, parameter in model.named_parameters():
@@ -59,6 +65,8 @@ class ModelShape:
             int(config.hidden_size) * int(config.vocab_size),
             int(config.num_hidden_layers) * num_heads * int(head_size),
             is_body_trained,
+            window,
+            windowed_share,
         )
 
 
@@ -70,12 +78,15 @@ class Work:
     num_trained_tokens: int = 0
     sum_squared_lengths: int = 0
     """Sum of l² over the documents of l tokens."""
+    sum_squared_beyond: int = 0
+    """Sum of (l - w)² over the documents that are longer than the model's window of w tokens."""
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.num_tokens + other.num_tokens,
             self.num_trained_tokens + other.num_trained_tokens,
             self.sum_squared_lengths + other.sum_squared_lengths,
+            self.sum_squared_beyond + other.sum_squared_beyond,
         )
 
 
@@ -84,7 +95,7 @@ def causal_flops(shape: ModelShape, work: Work) -> float:
     per_weight = 6 if shape.is_body_trained else 4
     body = (per_weight * shape.body + 6 * shape.adapters) * work.num_tokens
     head = per_weight * shape.head * work.num_trained_tokens
-    return float(body + head + 6 * shape.attention * work.sum_squared_lengths)
+    return float(body + head + 6 * shape.attention * _attended(shape, work))
 
 
 def palm_flops(shape: ModelShape, work: Work) -> float:
@@ -96,7 +107,22 @@ def palm_flops(shape: ModelShape, work: Work) -> float:
 
 def recomputed_flops(shape: ModelShape, work: Work) -> float:
     """What gradient checkpointing adds: the layers' forward pass once more."""
-    return float(2 * (shape.body + shape.adapters) * work.num_tokens + 2 * shape.attention * work.sum_squared_lengths)
+    return float(2 * (shape.body + shape.adapters) * work.num_tokens + 2 * shape.attention * _attended(shape, work))
+
+
+def _attended(shape: ModelShape, work: Work) -> float:
+    """Twice the pairs of tokens of which one looks at the other, as a mean over the layers."""
+    return work.sum_squared_lengths - shape.windowed_share * work.sum_squared_beyond
+
+
+def _window(config: Any) -> tuple[int, float]:
+    """(window, share of the layers that have it) of attention."""
+    window = int(getattr(config, "sliding_window", None) or 0)
+    kinds = list(getattr(config, "layer_types", None) or ())
+    if not window or not getattr(config, "use_sliding_window", True):
+        return 0, 0.0
+    share = kinds.count("sliding_attention") / len(kinds) if kinds else 1.0
+    return (window, share) if share else (0, 0.0)
 
 
 def _tables(model: Any) -> list[Any]:

@@ -69,7 +69,7 @@ def train(run: Training, state: RunState) -> RunState:
     engine.model.train()
     world.heartbeat.plan(plan.num_steps)
     steps = range(state.step + 1, plan.num_steps + 1)
-    upcoming = prefetched(step_data(steps, run.train_data, args, plan, world, collation))
+    upcoming = prefetched(step_data(steps, run.train_data, args, plan, world, collation, meter.window))
     if state.evaluation_is_due:  # the run was stopped before it
         state = evaluate_and_save(run, state, totals, collation)
     for step in profiled(steps, args, world):
@@ -83,7 +83,7 @@ def train(run: Training, state: RunState) -> RunState:
         highest_loss = spikes.highest_loss(step, state.recent_losses)
         loss, grad_norm = optimizer_step(run, step, data, totals, learning_rate, highest_loss)
 
-        meter.step(data.num_tokens, data.num_trained_tokens, data.own_slots, data.own_squares)
+        meter.step(data.num_tokens, data.num_trained_tokens, data.own_slots, data.own_squares, data.own_beyond)
         state = state_after(state, step, data, time.monotonic() - started)
         if step % args.logging_steps == 0 or step in (1, plan.num_steps):
             found = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}

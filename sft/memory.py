@@ -32,8 +32,8 @@ class Sizes:
     """Of the decoder layer that has most."""
     outside_layers: int
     """Embeddings, output layer and last norm."""
-    persistent: int = 0
-    """Of the parameters that ZeRO-3 leaves whole because they are small."""
+    numbers: tuple[int, ...] = ()
+    """Of each parameter."""
     small_trained: int = 0
     """Of the trained tensors that AdamW in eight bits keeps in float32."""
     loadable_in_few_bits: int = 0
@@ -61,6 +61,8 @@ class Sharing:
     """DeepSpeed's `stage3_max_live_parameters`, and the distance at which it lets go of a weight."""
     prefetch: int = 50_000_000
     """DeepSpeed's `stage3_prefetch_bucket_size`."""
+    persistent_below: int = 100_000
+    """DeepSpeed's `stage3_param_persistence_threshold`: parameters of up to so many elements stay whole."""
     hpz_size: int = 1
     """DeepSpeed's `zero_hpz_partition_size`: ranks that share a second copy of the weights; 1: there is none."""
 
@@ -79,6 +81,7 @@ class Sharing:
             num_buckets=2 if (stage == 3 if overlaps is None else overlaps) else 1,
             live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
             prefetch=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
+            persistent_below=int(zero.get("stage3_param_persistence_threshold", 100_000)),
             hpz_size=int(zero.get("zero_hpz_partition_size", 1)),
         )
 
@@ -243,7 +246,8 @@ def _zero3(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> It
     else:
         fixed = {"weights": weights + 4 * own, "optimizer states": 8 * own}
     gradients = 0 if sharing.offloads_optimizer else size * own
-    gathered = size * min(sizes.total, sharing.live_parameters)
+    persistent = sum(number for number in sizes.numbers if number <= sharing.persistent_below)
+    gathered = size * min(sizes.total, max(sharing.live_parameters, persistent))
     # Made once and kept; what has been written to stays.
     bucket = size * (sharing.reduce_bucket if setting.counts_untouched else min(sharing.reduce_bucket, sizes.trained))
     for moment in trace.moments:
@@ -253,7 +257,7 @@ def _zero3(sharing: Sharing, sizes: Sizes, trace: Trace, setting: Setting) -> It
     scattered = laid_out + round(laid_out * share)
     yield _peak(fixed, gradients=gradients, buffers=gathered + bucket + scattered, host=host)
     flat = 0 if sharing.offloads_optimizer else 4 * own
-    yield _peak(fixed, gradients=gradients, buffers=flat + bucket + size * sizes.persistent, host=host)
+    yield _peak(fixed, gradients=gradients, buffers=flat + bucket + size * persistent, host=host)
 
 
 def _peak(

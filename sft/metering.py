@@ -126,11 +126,18 @@ class Meter:
 
     def _restart(self) -> None:
         self._num_tokens = self._num_trained_tokens = 0
-        self._own_slots = self._own_squares = 0
+        self._own_slots = self._own_squares = self._own_beyond = 0
         self._num_steps = 0
         self._started = time.perf_counter()
 
-    def step(self, num_tokens: int, num_trained_tokens: int, own_slots: int, own_squares: int) -> None:
+    @property
+    def window(self) -> int:
+        """Tokens that attention looks back at in some layers of the model; 0: there are none."""
+        return self._shape.window
+
+    def step(
+        self, num_tokens: int, num_trained_tokens: int, own_slots: int, own_squares: int, own_beyond: int = 0
+    ) -> None:
         """Takes a step into account.
 
         Args:
@@ -139,11 +146,13 @@ class Meter:
             own_slots: tokens that this rank computed, with padding; less than its documents have where what stands
                 behind the last trained token is left out.
             own_squares: sum of the squared lengths of the documents that it computed.
+            own_beyond: the same of what they have beyond `window`.
         """
         self._num_tokens += num_tokens
         self._num_trained_tokens += num_trained_tokens
         self._own_slots += own_slots
         self._own_squares += own_squares
+        self._own_beyond += own_beyond
         self._num_steps += 1
 
     def record(self) -> dict[str, float | None]:
@@ -159,9 +168,11 @@ class Meter:
         busy_s = [0.0] * self._world.size
         # Without what waits for others: under FSDP and ZeRO-3 a forward pass does that too, and ranks look alike.
         busy_s[self._world.rank] = spent.get("data", 0.0) + spent.get("forward", 0.0)
-        num_slots, squares, *busy_s = self._world.sum(self._own_slots, self._own_squares, *busy_s)
+        num_slots, squares, beyond, *busy_s = self._world.sum(
+            self._own_slots, self._own_squares, self._own_beyond, *busy_s
+        )
         self._tell_slow_ranks(busy_s)
-        computed = Work(min(self._num_tokens, int(num_slots)), self._num_trained_tokens, int(squares))
+        computed = Work(min(self._num_tokens, int(num_slots)), self._num_trained_tokens, int(squares), int(beyond))
         device_s = elapsed_s * self._world.size
         flops_per_s = causal_flops(self._shape, computed) / device_s
         found: dict[str, float | None] = {

@@ -32,16 +32,25 @@ class StepData:
     """Tokens that this rank computes, with padding."""
     own_squares: int
     """Sum of the squared lengths of the documents that it computes, by which attention grows."""
+    own_beyond: int
+    """The same of what they have beyond the model's window."""
     documents: list[list[int]]
     """Those of each of this rank's micro-batches, by their numbers."""
 
 
 def step_data(
-    steps: Iterable[int], data: ConversationDataset, args: Args, plan: Plan, world: World, collation: Collation
+    steps: Iterable[int],
+    data: ConversationDataset,
+    args: Args,
+    plan: Plan,
+    world: World,
+    collation: Collation,
+    window: int = 0,
 ) -> Generator[StepData]:
     """What each of these optimizer steps computes, on the CPU, ready to be copied to the device.
 
     The counts of all ranks come from the data's columns, which every rank has: no collective is needed for them.
+    `window` is the model's, in tokens (`sft.flops`); 0: it has none.
     """
     lengths, num_trained, total_weights = data.lengths, data.num_trained, data.total_weights
     size = args.per_device_train_batch_size
@@ -51,23 +60,25 @@ def step_data(
         shares = rank_batches(rows, world.data_rank, world.data_size, size, costs, by_length=collation == "padded")
         documents = [document for row in rows for document in row]
         batches = [shard_of(batch_of(share, data, args, collation), world.sequence) for share in shares]
+        pairs = list(zip(batches, shares, strict=True))
         yield StepData(
             [batch.for_copies_to(world.device) for batch in batches],
             int(lengths[documents].sum(dtype=np.int64)),
             int(num_trained[documents].sum(dtype=np.int64)),
             float(total_weights[documents].sum()),
             sum(batch.input_ids.numel() for batch in batches),
-            sum(sum_of_squares(batch, share, lengths) for batch, share in zip(batches, shares, strict=True)),
+            sum(sum_of_squares(batch, share, lengths) for batch, share in pairs),
+            sum(sum_of_squares(batch, share, lengths, window) for batch, share in pairs) if window else 0,
             [[document for row in share for document in row] for share in shares],
         )
 
 
-def sum_of_squares(batch: Batch, rows: Sequence[Sequence[int]], lengths: NDArray[np.int32]) -> int:
+def sum_of_squares(batch: Batch, rows: Sequence[Sequence[int]], lengths: NDArray[np.int32], beyond: int = 0) -> int:
     """Sum of the squared lengths of a batch's documents, or this rank's part of it where ranks share their tokens; what
-    is left out of the documents does not count."""
+    is left out of the documents does not count, nor so many of their tokens."""
     documents = [document for row in rows for document in row]
     computed = batch.layout.without_padding().lengths if batch.layout is not None else lengths[documents]
-    found = np.array(computed, dtype=np.int64)
+    found = np.maximum(np.array(computed, dtype=np.int64) - beyond, 0)
     return int(found @ found) // (batch.layout.group.size if batch.layout is not None else 1)
 
 

@@ -30,6 +30,8 @@ from sft.trace_depth import extrapolated, trace_of_any_depth
 from strict_settings import SettingsError
 
 GIB = 2**30
+ONE_LAYER = {**QWEN3, "num_hidden_layers": 1}
+"""Where nothing depends on the depth: each choice of a table is traced."""
 
 
 def build(**changes: Any) -> Any:
@@ -183,7 +185,7 @@ def test_models_whose_layers_differ_are_traced_whole() -> None:
     assert trace_of_any_depth(model, batch, autocast=False) == trace(model, batch, autocast=False)
 
 
-SIZES = Sizes(total=1000, trained=1000, largest_layer=100, outside_layers=200, persistent=10)
+SIZES = Sizes(total=1000, trained=1000, largest_layer=100, outside_layers=200, numbers=(10, 40, 950))
 TRACE = Trace((Moment(0, {"activations": 5000, "logits and loss": 700}), Moment(1000, {"activations": 900})), 5000)
 
 
@@ -276,13 +278,38 @@ def test_sharding_never_takes_more_with_more_ranks() -> None:
             assert totals[0] > totals[2]
 
 
+def test_what_zero3_keeps_whole_is_counted_by_its_own_threshold() -> None:
+    def held(**zero: Any) -> Peak:
+        small = Trace((Moment(0, {"activations": 50}),), 50)
+        settings = {"stage": 3, "stage3_max_live_parameters": 100, "reduce_bucket_size": 10, **zero}
+        return peak(Sharing.of_deepspeed("3", {"zero_optimization": settings}), SIZES, small, fixed(4, bf16=True))
+
+    found = [held(stage3_param_persistence_threshold=threshold) for threshold in (10, 40, 950)]
+    # In the step: a float32 copy of a quarter of the gradients, the bucket, and what is whole.
+    assert [one.parts["buffers"] for one in found] == [1000 + 20 + 2 * whole for whole in (10, 50, 1000)]
+    assert held() == found[2]  # DeepSpeed's default is above all of these
+
+
+def test_sharding_by_groups_is_a_choice_beside_that_over_all_ranks(tmp_path: Path) -> None:
+    for settings, names in (
+        ({"fsdp": True, "fsdp_shard_size": 2}, [("FSDP by 2", True), ("FSDP", False)]),
+        ({"fsdp": True, "fsdp_shard_size": 4}, [("FSDP", True)]),
+        ({"fsdp": True}, [("FSDP", True)]),
+    ):
+        args = tiny_args(tmp_path / "x", tmp_path, max_length=32, model_config=ONE_LAYER, **settings)
+        machine = Machine("cpu", 1, 4, GIB, False)
+        found = estimate(args, build_tokenizer(args), machine, Rows(32, 1.0))
+        ways = [choice for choice in found.choices if choice.sharing.fsdp and not choice.is_checkpointed]
+        assert [(choice.sharing.name, choice.is_yours) for choice in ways] == names
+        assert all(any("fsdp_shard_size" in word for word in choice.settings) == (len(names) > 1) for choice in ways)
+        held = [choice.peak.parts["optimizer states"] for choice in ways]
+        assert held == sorted(held, reverse=True)
+        assert len(set(held)) == len(held)
+
+
 def test_hybrid_sharding_takes_what_a_world_of_its_size_takes() -> None:
     hybrid = peak(Sharing("f", fsdp=True, shard_size=4), SIZES, TRACE, fixed(64))
     assert hybrid == peak(Sharing("f", fsdp=True), SIZES, TRACE, fixed(4))
-
-
-ONE_LAYER = {**QWEN3, "num_hidden_layers": 1}
-"""Where nothing depends on the depth: each choice of a table is traced."""
 
 
 @pytest.fixture

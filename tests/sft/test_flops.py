@@ -52,6 +52,22 @@ def test_formulas_by_hand() -> None:
     assert palm_flops(adapted, work) == (4 * 1200 + 6 * 30) * 50 + 12 * 10 * 1300
 
 
+def test_what_lies_beyond_a_window_is_not_attended() -> None:
+    sliding = {"sliding_window": 4, "use_sliding_window": True}
+    half = ModelShape.of(model(**sliding, layer_types=["full_attention", "sliding_attention"]))
+    every = ModelShape.of(model(model_type="mistral", sliding_window=4))
+    assert [(shape.window, shape.windowed_share) for shape in (half, every)] == [(4, 0.5), (4, 1.0)]
+    # Qwen's configurations have a window that they do not use.
+    assert ModelShape.of(model(sliding_window=4, use_sliding_window=False)).window == 0
+    shape = ModelShape(0, 0, 0, attention=1, is_body_trained=True, window=4, windowed_share=1.0)
+    for length in (3, 4, 5, 12):
+        seen = sum(min(place, 4) for place in range(1, length + 1))
+        work = Work(length, length, length**2, max(length - 4, 0) ** 2)
+        # The formula takes half of a square for what is a triangle with its diagonal.
+        assert causal_flops(shape, work) / 12 == pytest.approx(seen - min(length, 4) / 2)
+        assert palm_flops(shape, work) == 12 * length**2
+
+
 @pytest.mark.parametrize("length", [16, 40])
 def test_palm_flops_are_what_torch_counts(length: int) -> None:
     """Eager attention multiplies the whole square and scores every position: PaLM's convention to the operation."""

@@ -106,6 +106,17 @@ def test_on_a_stream_nothing_is_waited_for_until_times_are_taken(monkeypatch: py
     assert len(StreamEvent.made) == 12  # those of the first round are used again
 
 
+def test_what_lies_beyond_a_window_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("sft.metering.time.perf_counter", lambda: now)
+    meter = Meter(replace(SHAPE, window=20, windowed_share=0.5), StepTimer(CPU), TwoAlike(0, 0, 2, CPU), 1e5)
+    assert meter.window == 20
+    meter.step(80, 30, own_slots=50, own_squares=1000, own_beyond=400)
+    now += 2.0
+    flops = 6 * 1000 * 80 + 6 * 200 * 30 + 6 * 10 * (2000 - 0.5 * 800)
+    assert meter.record()["mfu"] == pytest.approx(flops / 2 / 2 / 1e5)
+
+
 def test_rates_are_of_all_steps_since_the_last_record(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("sft.metering.time.perf_counter", lambda: now)

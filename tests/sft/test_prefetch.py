@@ -86,7 +86,12 @@ def test_every_rank_knows_the_counts_of_all_without_asking(tmp_path: Path, colla
     for size in (1, 2, 3):
         plan = Plan.of(args, len(data), size, data.lengths)
         worlds = [World(rank, rank, size, torch.device("cpu")) for rank in range(size)]
-        by_rank = [list(step_data(range(1, 9), data, args, plan, world, collation)) for world in worlds]
+        by_rank = [list(step_data(range(1, 9), data, args, plan, world, collation, 20)) for world in worlds]
+        for share in by_rank[0]:
+            lengths = [int(data.lengths[document]) for documents in share.documents for document in documents]
+            beyond = sum(max(length - 20, 0) ** 2 for length in lengths)
+            # Flat rows leave out what comes after the last trained token.
+            assert share.own_beyond == beyond if collation == "padded" else 0 < share.own_beyond <= beyond
         for shares in zip(*by_rank, strict=True):
             batches = [batch for share in shares for batch in share.batches]
             for name in ("num_tokens", "num_trained_tokens", "total_weight"):
