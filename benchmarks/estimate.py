@@ -182,8 +182,11 @@ def main() -> int:
     if options.child:
         child(*options.child, options.threads, keeps_freed=options.keep_freed)
         return 0
+    import torch
+
     from sft.estimate import USUAL_MFU, Machine, Rows, own_peak, own_step_time
     from sft.tokenizer import build_tokenizer
+    from sft.world import has_bf16
 
     is_good = True
     print(f"{'run':<30}{'processes':>10}{'measured':>10}{'estimated':>10}{'off':>8}{'step s':>9}{'estimated':>10}")
@@ -193,7 +196,8 @@ def main() -> int:
                 continue
             found = measured(model, way, options.threads, keeps_freed=options.keep_freed)
             args = settings(sizes, chosen)
-            machine = Machine("cpu", 1, processes, 2**40, bool(args.bf16), found["rate"])
+            emulates = not has_bf16(torch.device("cpu"))
+            machine = Machine("cpu", 1, processes, 2**40, bool(args.bf16), found["rate"], emulates)
             tokenizer, rows = build_tokenizer(args), Rows(LENGTH, 1.0)
             expected = own_peak(args, tokenizer, machine, rows).total_bytes
             seconds = own_step_time(args, tokenizer, machine, rows).usual_s

@@ -49,6 +49,8 @@ class Machine:
     bf16: bool
     matmul_flops_per_s: float | None = None
     """Of one device."""
+    emulates_bf16: bool = False
+    """It has no units for bfloat16: a CPU without AVX-512 BF16 and AMX."""
 
     @property
     def world_size(self) -> int:
@@ -139,7 +141,7 @@ def estimate(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Estima
         if key not in traced:
             lora = replace(args.lora, enabled=True) if is_lora else LoraArgs(enabled=False)
             own = replace(args, lora=lora, gradient_checkpointing=is_checkpointed)
-            traced[key] = _traced(own, tokenizer, rows, in_bf16=in_bf16, autocast=machine.bf16 and not in_bf16)
+            traced[key] = _traced(own, tokenizer, rows, machine, in_bf16=in_bf16)
         found = _peak(sharing, traced[key], setting)
         fits = found.total_bytes <= machine.usable_bytes
         is_yours = is_yours and (is_lora, is_checkpointed) == (args.lora.enabled, args.gradient_checkpointing)
@@ -175,7 +177,7 @@ def own_peak(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Peak:
         name = "FSDP" if args.fsdp else _REPLICATED
         sharing = Sharing(name, fsdp=args.fsdp, shard_size=args.fsdp_shard_size)
     in_bf16 = _in_bf16(sharing, args, machine)
-    traced = _traced(args, tokenizer, rows, in_bf16=in_bf16, autocast=machine.bf16 and not in_bf16)
+    traced = _traced(args, tokenizer, rows, machine, in_bf16=in_bf16)
     return _peak(sharing, traced, _setting(args, machine))
 
 
@@ -254,7 +256,7 @@ def _is_stage3(args: Args) -> bool:
     return int(config.get("zero_optimization", {}).get("stage", 0)) == 3
 
 
-def _traced(args: Args, tokenizer: Any, rows: Rows, *, in_bf16: bool, autocast: bool) -> _Traced:
+def _traced(args: Args, tokenizer: Any, rows: Rows, machine: Machine, *, in_bf16: bool) -> _Traced:
     def build() -> Any:
         model = build_model(args, tokenizer, with_weights=False).model
         return model.to(torch.bfloat16) if in_bf16 else model
@@ -267,7 +269,7 @@ def _traced(args: Args, tokenizer: Any, rows: Rows, *, in_bf16: bool, autocast: 
     # Of the ranks that share a row the last one has most trained tokens.
     batch = shard_of(batch, SequenceGroup(group_size - 1, group_size))
     try:
-        found = trace_of_any_depth(model, batch, autocast=autocast)
+        found = trace_of_any_depth(model, batch, autocast=machine.bf16 and not in_bf16, emulated=machine.emulates_bf16)
     except ValueError as error:  # of heads that cannot be shared out
         raise SettingsError(Problem("sequence_parallel_size", group_size, "suit the model", str(error))) from error
     found = without_casts(found) if _few_bits(args) else found

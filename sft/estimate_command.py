@@ -106,7 +106,8 @@ def _machine(options: argparse.Namespace, args: Args, num_nodes: int, procs_per_
     if options.measure:
         rate = measured_flops_per_s(here, bf16=bf16, budget_s=1.0)
     memory = _memory(options, device, has_cuda=has_cuda, procs_per_node=procs_per_node)
-    return Machine(device, num_nodes, procs_per_node, memory, bf16, rate)
+    emulates = device == "cpu" and not has_bf16(torch.device("cpu"))
+    return Machine(device, num_nodes, procs_per_node, memory, bf16, rate, emulates)
 
 
 def _memory(options: argparse.Namespace, device: str, *, has_cuda: bool, procs_per_node: int) -> int:

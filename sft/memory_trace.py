@@ -61,6 +61,7 @@ class Trace:
 
 _INDEXED_BY_LISTS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 _DEVICE = torch.ops.prim.device.default
 _GROUPED_MM = torch.ops.aten._grouped_mm.default
 
@@ -94,7 +95,7 @@ def _fake_like(tensor: Tensor, fake: FakeTensorMode) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
-def trace(model: Any, batch: Batch, *, autocast: bool) -> Trace:
+def trace(model: Any, batch: Batch, *, autocast: bool, emulated: bool = False) -> Trace:
     """What forward and backward of one micro-batch hold beside weights and gradients, with the loss in tiles where the
     output layer is of a kind that can.
 
@@ -102,10 +103,12 @@ def trace(model: Any, batch: Batch, *, autocast: bool) -> Trace:
         model: from `without_memory`, in the number format that the engine has its weights in.
         batch: real.
         autocast: compute in bfloat16 with float32 weights, as the torch engines do.
+        emulated: the processor has no units for bfloat16. Its matrix products are then added up in float32, in a buffer
+            as large as the whole product (oneDNN 3.12).
     """
     module = LossModule(model)
     module.output_layer = output_layer_of(transformers_model(model))
-    counter = _Counter(model)
+    counter = _Counter(model, emulated)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [parameter.register_post_accumulate_grad_hook(counter.gradient_done) for parameter in parameters]
     handles.append(decoder_layers(model)[-1].register_forward_hook(counter.layers_done))
@@ -137,6 +140,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that are alive."""
 
     model: nn.Module
+    emulated: bool = False
     moments: dict[int, Moment] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -162,8 +166,16 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf, kind)
+        added_up = self._added_up(func, out)
+        self._held[kind] += added_up
         self._note()
+        self._held[kind] -= added_up
         return out
+
+    def _added_up(self, func: Any, out: Any) -> int:
+        """Bytes of the float32 buffer that a product takes while it is computed."""
+        is_product = self.emulated and func._schema.name in _PRODUCTS
+        return 4 * out.numel() if is_product and out.dtype == torch.bfloat16 else 0
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

@@ -20,18 +20,19 @@ from sft.memory_trace import Moment, Trace, trace
 _SHALLOW, _DEEPER = 3, 4
 
 
-def trace_of_any_depth(model: Any, batch: Batch, *, autocast: bool) -> Trace:
+def trace_of_any_depth(model: Any, batch: Batch, *, autocast: bool, emulated: bool = False) -> Trace:
     """`memory_trace.trace`, by extrapolation where layers are many and alike."""
+    in_numbers = {"autocast": autocast, "emulated": emulated}
     layers = decoder_layers(model)
     # Of layers that are recomputed in turn with others that are not, each turn adds the same.
     turn = _turn([bool(getattr(layer, "gradient_checkpointing", False)) for layer in layers])
     num_turns, rest = divmod(len(layers), turn)
     if num_turns <= 2 * _DEEPER or not _are_alike(model, layers):
-        return trace(model, batch, autocast=autocast)
+        return trace(model, batch, **in_numbers)
     with _cut_to(model, _SHALLOW * turn + rest):
-        shallow = trace(model, batch, autocast=autocast)
+        shallow = trace(model, batch, **in_numbers)
     with _cut_to(model, _DEEPER * turn + rest):
-        deeper = trace(model, batch, autocast=autocast)
+        deeper = trace(model, batch, **in_numbers)
     return extrapolated(shallow, deeper, num_turns)
 
 

@@ -121,6 +121,18 @@ def test_logits_of_untrained_positions_show_where_the_loss_makes_them() -> None:
     assert few.moments[0].held_bytes["logits and loss"] < many.moments[0].held_bytes["logits and loss"]
 
 
+def test_products_in_bfloat16_are_added_up_in_float32_where_there_are_no_units_for_it() -> None:
+    """The buffer is as large as the product: seen as the resident set of single products on such a processor."""
+    model, batch = without_memory(lambda: build(num_hidden_layers=1, vocab_size=16_000)), batch_of([600])
+    most = [
+        max(moment.held_bytes["logits and loss"] for moment in trace(model, batch, autocast=bf16, emulated=on).moments)
+        for bf16, on in ((True, False), (True, True), (False, False), (False, True))
+    ]
+    # The logits, beside them the sums that they are made of; the loss takes less, as it goes some 8 MB at a time.
+    assert most[0] < (2 + 4) * 600 * 16_000 <= most[1] < 1.02 * (2 + 4) * 600 * 16_000
+    assert most[2] == most[3]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_many_layers_follow_from_few(tied: bool, autocast: bool) -> None:
