@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +197,41 @@ def submit(
         _adopt_pickle(Path(spec.run_dir, "submitit"), job_id)
         return job_id, command
     return str(job.job_id), command
+
+
+def submit_array(path: Path, array: str, token: str, environ: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Gives an array's script to sbatch; (the array's id, the command).
+
+    Where sbatch fails although the job was made, that is found by its comment.
+
+    Args:
+        path: of the script.
+        array: which tasks, as in sbatch --array.
+        token: for the comment.
+        environ: the environment of the submission.
+
+    Raises:
+        LaunchError: sbatch refuses, in its own words.
+        InDoubtError: nor can the queue be asked.
+    """
+    own = {**without_outer_job(environ), CLAIM: "0"}
+    command = [*_TIMEOUT, "sbatch", "--parsable", f"--array={array}", f"--comment={token}", str(path)]
+    result = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+    job_id = result.stdout.strip().partition(";")[0]
+    if result.returncode != 0 or not job_id.isdigit():
+        said = (result.stderr.strip() or result.stdout.strip()) or f"code {result.returncode}"
+        job_id = _found_again(Claim(path, 0, {"token": token}), said).partition("_")[0]
+    return job_id, command
+
+
+def max_array_size() -> int | None:
+    """Slurm's MaxArraySize: indices of arrays are below it; None where it can't be read."""
+    try:
+        result = jobs.command("scontrol", "show", "config")
+    except LaunchError:
+        return None
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", result.stdout, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def _found_again(claim: Claim, said: str) -> str:

@@ -21,7 +21,9 @@ def view(run: Run) -> View:
         return jobs.view(run.job_id)
     if submission["host"] != socket.gethostname():
         return View("unknown", f"it runs on {submission['host']}")
-    return View("running" if _supervisor_lives(submission) else "ended")
+    if not _supervisor_lives(submission) or (submission.get("waits") and run.is_cancelled):
+        return View("ended")
+    return View("waiting", "its turn in the sweep") if submission.get("waits") else View("running")
 
 
 def is_running(run: Run) -> bool:
@@ -49,7 +51,7 @@ def cancel(run: Run) -> None:
         except LaunchError:
             (run.path / "cancelled.json").unlink(missing_ok=True)  # it goes on
             raise
-    elif _supervisor_lives(submission):
+    elif _supervisor_lives(submission) and not submission.get("waits"):
         processes.send([submission["pid"]], signal.SIGTERM)
 
 

@@ -47,7 +47,7 @@ def last_line(text: str) -> str:
 def view(job_id: str) -> View:
     """What squeue says; it knows a job for MinJobAge (5 minutes by default) after its end."""
     try:
-        result = command("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T|%r|%S")
+        result = command("squeue", "-h", "-t", "all", "-r", "-j", job_id, "-o", "%T|%r|%S")
     except LaunchError as error:
         return View("unknown", str(error))
     if result.returncode != 0 and "Invalid job id" not in result.stderr:
@@ -61,11 +61,15 @@ def views() -> dict[str, View]:
     Raises:
         LaunchError: it can't be asked.
     """
-    result = command("squeue", "-h", "-t", "all", "--me", "-o", "%i|%T|%r|%S")
+    result = command("squeue", "-h", "-t", "all", "--me", "-r", "-o", "%i|%A|%T|%r|%S")
     if result.returncode != 0:
         raise LaunchError(f"squeue says: {last_line(result.stderr)}")
-    lines = (line.strip().partition("|") for line in result.stdout.splitlines())
-    return {job_id: parse_view(rest) for job_id, _, rest in lines}
+    found: dict[str, View] = {}
+    for line in result.stdout.splitlines():
+        job_id, number, rest = (*line.strip().split("|", 2), "", "")[:3]
+        # A task of an array has two names: `7_3`, by which it was submitted, and a number, once it has begun.
+        found[job_id] = found[number] = parse_view(rest)
+    return found
 
 
 def parse_view(text: str) -> View:

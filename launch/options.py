@@ -72,7 +72,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         known = ", ".join(VERBS)
         _main_parser().error(f"COMMAND is {name!r}; it must be one of {known}.{_suggestion(name, VERBS)}")
     parser = parser_of(name)
-    arguments, unknown = parser.parse_known_args(own[1:])
+    is_mixed = any(action.nargs == "*" for action in parser._actions)  # several names, with options between them
+    arguments, unknown = (parser.parse_known_intermixed_args if is_mixed else parser.parse_known_args)(own[1:])
     if unknown:
         parser.error(_about_unknown(unknown[0], parser))
     if dashes and not VERBS[name].passes_on:
@@ -207,6 +208,8 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", metavar="PATH", help="only the runs in this folder (default: all of yours)")
     parser.add_argument("--state", metavar="STATES", help="only these, with commas: RUNNING,PENDING,FAILED, …")
+    parser.add_argument("--sweep", metavar="NAME", help="the runs of a sweep with their values, the best one first")
+    parser.add_argument("--html", metavar="PATH", help="with --sweep: also a page with plots")
     parser.add_argument("-n", "--last", type=int, default=20, metavar="N", help="the newest N (default 20; 0: all)")
 
 
@@ -272,6 +275,13 @@ def _add_profiles(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="init: overwrite a profile of the name")
 
 
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("axes", nargs="*", metavar="[FILE] KEY=V,V…", help="settings file, and values of each setting")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="so many at a time (default 1)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    _add_settings(parser)
+
+
 class Verb(NamedTuple):
     """A command: what it does in a few words, what may be typed, which options it has."""
 
@@ -306,6 +316,12 @@ VERBS: Mapping[str, Verb] = {
     "tensorboard": Verb("curves in a browser, on this machine only", ["", "run-a run-b"], _add_tensorboard),
     "clean": Verb(
         "remove runs that have ended, or their checkpoints", ["--older-than 30 --checkpoints", "my-run"], _add_clean
+    ),
+    "sweep": Verb(
+        "a run for each combination of values",
+        ["run.yaml learning_rate=1e-5,2e-5 seed=1,2,3 --parallel 2"],
+        _add_sweep,
+        _SCRIPT,
     ),
     "profiles": Verb("settings of your cluster in a file: make, list, show", ["init", "show mycluster"], _add_profiles),
     "drill": Verb(

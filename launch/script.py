@@ -69,15 +69,37 @@ def _slurm_script(spec: JobSpec) -> str:
 
 def _agent_words(spec: JobSpec) -> list[str]:
     """What each task of srun runs: the agent, through submitit; in a container, which need not have that, directly."""
+    direct = [spec.python, "-u", "-m", "launch.agent", spec.run_dir]
+    if spec.container is None and spec.sweep is not None:
+        return direct  # submitit's files are named after one job each, and not after an array's tasks
     if spec.container is None:
         return [spec.python, "-u", "-m", "submitit.core._submit", f"{spec.run_dir}/submitit"]
     needed = [str(ROOT), spec.working_dir, spec.run_dir, str(Path(spec.script).parent)]
     has_gpus = bool(spec.resources.gpus_per_node or "gpu" in (spec.resources.gres or ""))
     outside = site.container_words(spec.container, needed, spec.working_dir, has_gpus=has_gpus)
-    return [*outside, spec.python, "-u", "-m", "launch.agent", spec.run_dir]
+    return [*outside, *direct]
 
 
-def _sbatch_options(spec: JobSpec) -> list[str]:
+def array_text(spec: JobSpec, folder: Path) -> str:
+    """array.sh of a sweep: what sbatch is given with --array.
+
+    Args:
+        spec: of any run of the sweep: all ask for the same.
+        folder: of the sweep, with a folder for each run.
+    """
+    own = {"job-name": folder.name, "output": f"{folder}/%a/logs/slurm.log"}
+    lines = [
+        "#!/bin/bash",
+        f"# Sweep {folder.name}. Written by `python -m launch sweep`.",
+        *(f"#SBATCH {option}" for option in _sbatch_options(spec, own)),
+        "",
+        "# Each task is a run of its own, in a directory of its own: what stops or requeues one touches no other.",
+        f"exec bash {shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID/submit.sh",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sbatch_options(spec: JobSpec, own: Mapping[str, str] | None = None) -> list[str]:
     resources = spec.resources
     options: dict[str, object] = {
         "job-name": spec.name,
@@ -98,6 +120,7 @@ def _sbatch_options(spec: JobSpec) -> list[str]:
         "open-mode": "append",
         "signal": f"B:USR1@{spec.signal_lead_s}",
     }
+    options |= own or {}
     requeue = {"requeue": ["--requeue"], "singleton": ["--no-requeue"], "none": []}[spec.chain]
     return [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None] + requeue
 

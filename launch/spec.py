@@ -111,6 +111,8 @@ class JobSpec:
     """Python of the batch script, where `python` is that of a container."""
     interface: str | None = None
     cache_dir: str | None = None
+    sweep: str | None = None
+    """The sweep that it is a run of."""
     stop_grace_s: float = 180.0
     """From the request to stop until the ranks are ended, in which they save."""
     kill_wait_s: float | None = None

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,17 +101,25 @@ def _run_as_job(
     )
 
 
-def submit(spec: JobSpec, claim: Claim, script: str, plan: str, environ: Mapping[str, str]) -> Run:
-    """Fills the run directory and starts the job."""
+def fill(spec: JobSpec, script: str, plan: str) -> None:
+    """Fills the run directory."""
     path = Path(spec.run_dir)
     write_json(path / "job.json", spec.to_json())
     write_text(path / "submit.sh", script)
     write_text(path / "plan.txt", plan)
     for name in ("logs", "exit", "submitit"):
         make_directory(path / name)
-    start = _start_on_slurm if spec.executor == "slurm" else _start_here
-    with _undisturbed():
-        submission = start(spec, claim, script, environ)
+
+
+def submit(spec: JobSpec, claim: Claim, script: str, plan: str, environ: Mapping[str, str]) -> Run:
+    """Fills the run directory and starts the job."""
+    path = Path(spec.run_dir)
+    fill(spec, script, plan)
+    with undisturbed():
+        if spec.executor == "slurm":
+            submission = _start_on_slurm(spec, claim, script, environ)
+        else:
+            submission = start_here(spec, claim, environ)
         write_submission(Run(path), claim, submission, environ)
     return Run(path)
 
@@ -125,7 +133,7 @@ def write_submission(run: Run, claim: Claim, submission: dict[str, Any], environ
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Between the job and the record of it, a closed terminal or Ctrl-C waits."""
     came: list[int] = []
     numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
@@ -160,12 +168,33 @@ def _start_on_slurm(spec: JobSpec, claim: Claim, script: str, environ: Mapping[s
     return {"executor": "slurm", "job_id": job_id, "command": command}
 
 
-def _start_here(spec: JobSpec, claim: Claim, _script: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Starts submit.sh in a session of its own: it outlives this terminal."""
-    job_id = f"local-{int.from_bytes(os.urandom(4), 'big') % 900_000 + 100_000}"
+def start_here(spec: JobSpec, claim: Claim, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Starts submit.sh on this machine; its submission.json."""
+    job_id = local_job_id()
     command = ["bash", f"{spec.run_dir}/submit.sh"]
     own = {"CLEANSFT_JOB_ID": job_id, CLAIM: str(claim.number)}
-    log = os.open(f"{spec.run_dir}/logs/local.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    facts = start_detached(command, Path(spec.run_dir, "logs", "local.log"), {**environ, **own}, own)
+    return {"executor": "local", "job_id": job_id, "command": command, **facts}
+
+
+def local_job_id() -> str:
+    """A new id for what runs without Slurm."""
+    return f"local-{int.from_bytes(os.urandom(4), 'big') % 900_000 + 100_000}"
+
+
+def start_detached(
+    command: list[str], log_path: Path, environ: Mapping[str, str], kept: Collection[str] = ()
+) -> dict[str, Any]:
+    """Starts a command in a session of its own: it outlives this terminal. Its `pid` and `start_ticks`.
+
+    Args:
+        command: what is started.
+        log_path: takes what it says.
+        environ: its environment, from which an outer job's variables are taken.
+        kept: names of such variables that it is to have.
+    """
+    own = {name: environ[name] for name in kept}
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = subprocess.Popen(
             command,
@@ -179,4 +208,4 @@ def _start_here(spec: JobSpec, claim: Claim, _script: str, environ: Mapping[str,
         os.close(log)
     ticks = processes.start_ticks(process.pid)
     process.returncode = 0  # it is on its own from here: Popen must not warn that it still runs
-    return {"executor": "local", "job_id": job_id, "command": command, "pid": process.pid, "start_ticks": ticks}
+    return {"pid": process.pid, "start_ticks": ticks}

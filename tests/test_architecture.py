@@ -77,12 +77,12 @@ LAYERS = {
         "chain claims env_file network memory_limit outcome rendezvous options hang secret_values forking",
         "attempts site fork_server",
         "spec",
-        "rank watchdog places profiles meeting notes pending logs row_cache",
+        "rank watchdog places sweep_page profiles meeting notes pending logs row_cache",
         "settings command runs watch",
         "script agent local jobs progress merged_logs",
-        "cluster report executor",
+        "cluster report executor sweep",
         "submit screen",
-        "batch resuming drill",
+        "batch resuming drill sweep_runner",
         "verbs",
         "__main__",
     ],
@@ -90,7 +90,7 @@ LAYERS = {
     "launch/verbs": [
         "__init__ common",
         "submit resume drill status wait cancel list logs top attach tensorboard clean completion profiles",
-        "print run resubmit",
+        "print run resubmit sweep",
     ],
 }
 """Package → its modules, lowest first. Those on one line do not import each other."""

@@ -1,12 +1,15 @@
-"""`launch cancel`: stops a run and waits until it has stopped."""
+"""`launch cancel`: stops a run, or a sweep, and waits until it has stopped."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from pathlib import Path
 
-from launch import executor
-from launch.errors import OK
+from launch import executor, runs, sweep
+from launch.errors import OK, LaunchError
+from launch.runs import Run
 from launch.verbs.common import POLL_S, Watch, find, print_json
 
 CANCEL_MARGIN_S = 30.0
@@ -14,18 +17,35 @@ CANCEL_MARGIN_S = 30.0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Stops the run; prints its state."""
-    found = find(arguments)
-    watch = Watch(found)
-    if not watch.has_ended():
-        executor.cancel(found)
-        deadline = time.monotonic() + CANCEL_MARGIN_S + float(found.job.get("stop_grace_s", 0.0))
+    """Stops the run, or all of a sweep; prints the state."""
+    found = _meant(arguments)
+    watches = [(one, Watch(one)) for one in found]
+    living = [(one, watch) for one, watch in watches if not watch.has_ended()]
+    # The last first: those that wait are not started when others end.
+    for one, _ in reversed(living):
+        executor.cancel(one)
+    grace_s = max((float(one.job.get("stop_grace_s", 0.0)) for one, _ in living), default=0.0)
+    deadline = time.monotonic() + CANCEL_MARGIN_S + grace_s
+    for one, watch in living:
         # The last record of a rank comes before the end of what wrote it: the nodes are free a little later.
-        while (not watch.has_ended() or executor.is_running(found)) and time.monotonic() < deadline:
+        while (not watch.has_ended() or executor.is_running(one)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-    state = watch.now().state
-    if arguments.json:
-        print_json("cancel", run=found.name, path=str(found.path), state=state)
-    else:
-        print(f"{found.name}: {state}")
+    for one, watch in watches:
+        state = watch.now().state
+        if arguments.json:
+            print_json("cancel", run=one.name, path=str(one.path), state=state)
+        else:
+            print(f"{one.name}: {state}")
     return OK
+
+
+def _meant(arguments: argparse.Namespace) -> list[Run]:
+    """The run that is meant, or the runs of a sweep."""
+    try:
+        return [find(arguments)]
+    except LaunchError:
+        known = runs.all_runs(runs.registry_path(os.environ), None)
+        folder = None if arguments.run is None else sweep.find_sweep(arguments.run, Path.cwd(), known)
+        if folder is None:
+            raise
+        return [one for one, _ in sweep.runs_of(folder)]

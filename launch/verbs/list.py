@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import runs
+from launch import runs, sweep
 from launch.errors import OK, LaunchError
 from launch.executor import ViewOfMany
 from launch.progress import read_progress
+from launch.records import read_json, write_text
 from launch.report import duration
 from launch.row_cache import RowCache, key_of
 from launch.runs import Snapshot, Status
+from launch.sweep_page import sweep_page
 from launch.verbs.common import print_json
 
 STATES = (runs.PENDING, runs.RUNNING, *runs.ENDED)
@@ -24,6 +26,10 @@ STATES = (runs.PENDING, runs.RUNNING, *runs.ENDED)
 def run(arguments: argparse.Namespace) -> int:
     """Prints a line for each run, the newest first."""
     wanted = _states(arguments.state)
+    if arguments.sweep is not None:
+        return _list_sweep(arguments, wanted)
+    if arguments.html is not None:
+        raise LaunchError("--html is given without --sweep; it must be given with it: a page is of one sweep.")
     folder = None if arguments.runs_dir is None else Path(arguments.runs_dir).absolute()
     paths = runs.all_runs(runs.registry_path(os.environ), folder)
     cache = RowCache(runs.registry_path(os.environ).with_name("ended.json"))
@@ -44,6 +50,37 @@ def run(arguments: argparse.Namespace) -> int:
     elif not rows:
         print("no run" + (" in one of these states" if arguments.state else ""))
     return OK
+
+
+def _list_sweep(arguments: argparse.Namespace, wanted: tuple[str, ...]) -> int:
+    known = runs.all_runs(runs.registry_path(os.environ), None)
+    folder = sweep.find_sweep(arguments.sweep, Path.cwd(), known)
+    if folder is None:
+        raise LaunchError(f"--sweep is {arguments.sweep!r}; it must be the name or folder of a sweep.")
+    views = ViewOfMany()
+    rows = []
+    for found, values in sweep.runs_of(folder):
+        snapshot = Snapshot(found.path)
+        status = runs.status_of(snapshot, lambda snapshot=snapshot: views(snapshot))  # type: ignore[misc]
+        rows.append({**_row(snapshot, status), **sweep.result_of(found), "values": dict(values)})
+    best_first = [row for row in sweep.sorted_results(rows) if row["state"] in wanted]
+    axes = (read_json(folder / "sweep.json") or {})["axes"]
+    if arguments.html is not None:
+        write_text(Path(arguments.html), sweep_page(folder.name, axes, best_first), mode=0o644)
+    if arguments.json:
+        print_json("list", sweep=folder.name, path=str(folder), axes=axes, runs=best_first)
+        return OK
+    for line in aligned(
+        [("RUN", "STATE", *axes, "EVAL LOSS", "LOSS", "STEP"), *(_result(row, axes) for row in best_first)]
+    ):
+        print(line)
+    return OK
+
+
+def _result(row: Mapping[str, Any], axes: Mapping[str, Any]) -> tuple[str, ...]:
+    losses = ("" if row[name] is None else f"{row[name]:.4f}" for name in ("eval_loss", "loss"))
+    step = "" if row["step"] is None else str(row["step"])
+    return (row["run"], row["state"], *(row["values"][axis] for axis in axes), *losses, step)
 
 
 def _states(text: str | None) -> tuple[str, ...]:
@@ -94,8 +131,12 @@ _HEAD = ("RUN", "STATE", "JOB", "NODES", "ATTEMPT", "SUBMITTED", "")
 
 
 def table(rows: list[dict[str, Any]], now: float) -> list[str]:
-    """The lines for people: columns as wide as they need to be. Pure."""
-    cells = [_HEAD, *(_cells(row, now) for row in rows)] if rows else []
+    """The lines for people. Pure."""
+    return aligned([_HEAD, *(_cells(row, now) for row in rows)] if rows else [])
+
+
+def aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of columns as wide as they need to be. Pure."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:
     """(the job, its whole dry run), with everything checked that needs no claim on the run directory."""
     working_dir = Path.cwd()
-    draft = settings.read(_request(arguments), working_dir, Path.home())
+    draft = settings.read(request_of(arguments), working_dir, Path.home())
     executor, note = cluster.choose_executor(draft.settings.executor)
     for told in filter(None, (note, found_env_file(working_dir)[1])):
         print(told, file=sys.stderr)
@@ -70,7 +70,8 @@ def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace) -> Run:
         return effects.submit(spec, claim, script.script_text(spec), plan, os.environ)
 
 
-def _request(arguments: argparse.Namespace) -> settings.Request:
+def request_of(arguments: argparse.Namespace) -> settings.Request:
+    """What was asked for on the command line."""
     given = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in options.OPTIONS}
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
     if arguments.fsdp:

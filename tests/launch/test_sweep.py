@@ -1,0 +1,297 @@
+"""`launch sweep`: combinations, the array that Slurm gets, runs one after another on this machine, and the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest_golden import check_golden
+from made_runs import calls, end_run, stand_in, write
+
+from launch import script, sweep
+from launch.__main__ import main
+from launch.errors import LaunchError
+from launch.runs import Run
+from launch.spec import ROOT, JobSpec
+from launch.sweep import Axis
+from launch.sweep_page import sweep_page
+
+AXES = [Axis("learning_rate", ("1e-5", "2e-5")), Axis("seed", ("1", "2", "3"))]
+
+
+def test_combinations() -> None:
+    assert sweep.axes_of(["learning_rate=1e-5,2e-5", "seed=1,2,3"]) == AXES
+    points = sweep.points_of(AXES)
+    assert [tuple(point.values()) for point in points] == [
+        ("1e-5", "1"), ("1e-5", "2"), ("1e-5", "3"), ("2e-5", "1"), ("2e-5", "2"), ("2e-5", "3"),
+    ]  # fmt: skip
+    assert sweep.axes_of(["betas=[0.9,0.95],[0.9,0.999]", "lora.r=8"]) == [
+        Axis("betas", ("[0.9,0.95]", "[0.9,0.999]")),
+        Axis("lora.r", ("8",)),
+    ]
+
+
+def test_every_value_is_checked_once_at_least() -> None:
+    points = sweep.points_of(AXES)
+    chosen = [points[number] for number in sweep.covering(AXES)]
+    assert len(chosen) == 3
+    for axis in AXES:
+        assert {point[axis.name] for point in chosen} == set(axis.values)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no axis is given"),
+        (["seed"], "the axis is 'seed'; it must be NAME=VALUE"),
+        (["--seed=1"], "the axis is '--seed=1'; it must be NAME=VALUE"),
+        (["seed=1,1"], "its values must differ"),
+        (["seed=1,,2"], "none be empty"),
+        (["seed=1", "seed=2"], "the axis seed is given twice"),
+        (
+            [f"a={','.join(map(str, range(40)))}", f"b={','.join(map(str, range(40)))}"],
+            "1600 runs; it must have at most",
+        ),
+    ],
+)
+def test_refused_axes(words: list[str], message: str) -> None:
+    with pytest.raises(LaunchError) as error:
+        sweep.axes_of(words)
+    assert message in str(error.value)
+
+
+# --- Slurm
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a script, and stand-ins for Slurm's commands."""
+    monkeypatch.chdir(tmp_path)
+    bin_dir = tmp_path / "bin"
+    stand_in(bin_dir, "sinfo", "echo 'cpu|cpu*|2|(null)|8|infinite'")
+    stand_in(bin_dir, "scontrol", "echo 'MaxArraySize = 7'; echo 'KillWait = 30 sec'")
+    stand_in(bin_dir, "squeue", f"cat {tmp_path}/jobs")
+    stand_in(bin_dir, "sbatch", f"env > {tmp_path}/given.env; echo '77;cluster'")
+    (tmp_path / "jobs").write_text("")
+    (tmp_path / "probe.py").write_text("")
+    monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
+    return tmp_path
+
+
+SWEEP = ["sweep", "--script", "probe.py", "--executor", "slurm", "learning_rate=1e-5,2e-5", "seed=1,2,3", "--name", "s"]
+
+
+def test_one_array_of_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SWEEP, "--parallel", "2", "--", "--seed", "9", "--x"]) == 0
+    assert "sweep    s, 6 runs, at most 2 at a time" in capsys.readouterr().out
+    (words,) = calls(folder / "bin", "sbatch")
+    assert words.split()[:2] == ["--parsable", "--array=0-5%2"]
+    assert words.endswith("/runs/s/array.sh")
+    assert "CLEANSFT_CLAIM=0\n" in (folder / "given.env").read_text()
+    for number, point in enumerate(sweep.points_of(AXES)):
+        run = Run(folder / "runs" / "s" / str(number))
+        assert (run.name, run.job_id) == (f"s-{number}", f"77_{number}")
+        wanted = ["--x", *(f"--{name}={value}" for name, value in point.items())]
+        assert run.job["script_args"] == wanted  # a value of the sweep takes the place of the one that was given
+        text = (run.path / "submit.sh").read_text()
+        assert f"-m launch.agent {run.path} &" in text
+        assert "submitit" not in text
+    array = (folder / "runs" / "s" / "array.sh").read_text()
+    subprocess.run(["bash", "-n"], input=array, text=True, check=True)
+    check_golden("array.sh", array.replace(str(folder), "/FOLDER"))
+    assert main([*SWEEP]) == 2
+    assert "it must be new. Choose another --name." in capsys.readouterr().err
+
+
+def test_the_array_becomes_the_run_s_own_script(folder: Path) -> None:
+    """Signals reach the run's script: it takes the place of the array's shell."""
+    assert main([*SWEEP]) == 0
+    own = folder / "runs" / "s" / "4" / "submit.sh"
+    own.write_text('echo "$$ $0"')
+    with subprocess.Popen(
+        ["bash", str(folder / "runs" / "s" / "array.sh")], env={"SLURM_ARRAY_TASK_ID": "4", "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE, text=True,
+    ) as shell:  # fmt: skip
+        assert shell.communicate()[0] == f"{shell.pid} {own}\n"
+
+
+def test_how_the_runs_of_an_array_stand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the array's name of a task and, once it has begun, by its number; with one call of the scheduler."""
+    assert main([*SWEEP]) == 0
+    write(
+        folder / "runs" / "s" / "1" / "submission.json", Run(folder / "runs" / "s" / "1").submission | {"job_id": "80"}
+    )
+    (folder / "jobs").write_text(
+        "77_0|78|RUNNING|None|N/A\n77_1|80|RUNNING|None|N/A\n77_2|77|PENDING|JobArrayTaskLimit|N/A\n"
+    )
+    (folder / "bin" / "squeue.calls").unlink(missing_ok=True)
+    capsys.readouterr()
+    assert main(["list", "--sweep", "s", "--json"]) == 0
+    states = {row["run"]: row["state"] for row in json.loads(capsys.readouterr().out)["runs"]}
+    assert [states[f"s-{number}"] for number in range(4)] == ["RUNNING", "RUNNING", "PENDING", "LOST"]
+    assert calls(folder / "bin", "squeue") == ["-h -t all --me -r -o %i|%A|%T|%r|%S"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--chain", "singleton"], "chain is 'singleton'; it must not be given for a sweep"),
+        (["more=1,2"], "the number of runs is 12; it must be below 7, this cluster's MaxArraySize"),
+        (["--nodes", "3"], "nodes is 3; it must be at most 2"),
+        (["--parallel", "0"], "--parallel is 0; it must be 1 or more"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--name", "a/b"], "the run's name is 'a/b'"),
+    ],
+)
+def test_refusals_leave_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main([*SWEEP, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+    assert calls(folder / "bin", "sbatch") == []
+
+
+def test_an_array_that_sbatch_refuses_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in(folder / "bin", "sbatch", "echo 'sbatch: error: Invalid qos' >&2; exit 1")
+    assert main([*SWEEP]) == 2
+    assert "sbatch refused the job: sbatch: error: Invalid qos" in capsys.readouterr().err
+    assert not list(folder.glob("runs/s/*/job.json"))
+
+
+def test_an_array_that_sbatch_has_made_although_it_failed_is_found(folder: Path) -> None:
+    note = f'for w; do case $w in --comment=*) echo "81_[0-5%1]|${{w#--comment=}}" > {folder}/jobs;; esac; done'
+    stand_in(folder / "bin", "sbatch", f"{note}; echo 'Socket timed out' >&2; exit 1")
+    assert main([*SWEEP]) == 0
+    assert Run(folder / "runs" / "s" / "3").job_id == "81_3"
+
+
+def test_dry_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SWEEP, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "# s-5: learning_rate=2e-5 seed=3\n" in text
+    assert "exec bash" in text
+    assert not (folder / "runs").exists()
+
+
+def test_a_settings_file_may_stand_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "run.yaml").write_text("launch: {script: probe.py, executor: slurm}\n")
+    assert main(["sweep", "run.yaml", "seed=1,2", "--dry-run", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["points"] == [{"seed": "1"}, {"seed": "2"}]
+    assert facts["jobs"][1]["config"] == f"{folder}/run.yaml"
+    assert main(["sweep", "run.yaml", "seed=1,2", "--config", "run.yaml"]) == 2
+
+
+# --- results
+
+
+def test_the_best_run_stands_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SWEEP]) == 0
+    for number, (loss, eval_loss) in enumerate([(2.0, 1.5), (1.0, 1.75), (3.0, None), (0.5, 1.25)]):
+        run = Run(folder / "runs" / "s" / str(number))
+        end_run(run)
+        log: list[dict[str, Any]] = [{"type": "train", "step": 10, "loss": loss}]
+        if eval_loss is not None:
+            log += [{"type": "eval", "step": 5, "eval_loss": eval_loss}, {"type": "eval", "step": 10, "eval_loss": 9.0}]
+        write(run.path / "training_log.json", log)
+    capsys.readouterr()
+    assert main(["list", "--sweep", "s", "--html", "s.html"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["RUN", "STATE", "learning_rate", "seed", "EVAL", "LOSS", "LOSS", "STEP"]
+    assert [line[0] for line in lines[1:5]] == ["s-3", "s-0", "s-1", "s-2"]
+    assert lines[1] == ["s-3", "COMPLETED", "2e-5", "1", "1.2500", "0.5000", "10"]
+    page = (folder / "s.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("<circle") == 6  # three runs with an evaluation, in both plots
+    assert "<script" not in page
+    assert "http" not in page
+    assert main(["list", "--sweep", "s", "--state", "COMPLETED", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 4
+    assert main(["list", "--sweep", "t"]) == 2
+    assert main(["list", "--html", "x"]) == 2
+
+
+def test_a_page_shows_names_as_text() -> None:
+    row = {"run": "<b>", "state": "FAILED", "values": {"a": "<i>"}, "eval_loss": None, "loss": 1.0, "step": None}
+    page = sweep_page("<script>", {"a": ["<i>", "2"]}, [row])
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert "<script>" not in page
+    assert "loss by setting" in page
+    assert "<svg" not in sweep_page("s", {"a": ["<i>"]}, [row | {"loss": None}])
+
+
+# --- this machine
+
+COUNTER = """\
+import os, pathlib, sys, time
+run = pathlib.Path(os.environ["CLEANSFT_RUN_DIR"])
+(run / "began").write_text(str(time.time()))
+time.sleep(float(os.environ.get("LAST", "0.5")))
+print(sys.argv[1:])
+(run / "ended").write_text(str(time.time()))
+"""
+
+
+def launch(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert condition()
+
+
+@pytest.mark.ranks
+def test_runs_of_this_machine_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "count.py").write_text(COUNTER)
+    done = launch("sweep", "--executor", "local", "--script", "count.py", "seed=1,2", "--name", "s")
+    assert done.returncode == 0, done.stderr
+    for number in (0, 1):
+        assert "COMPLETED" in launch("wait", f"s-{number}").stdout
+    began, ended = ([float((tmp_path / "runs" / "s" / str(i) / name).read_text()) for i in (0, 1)] for name in
+                    ("began", "ended"))  # fmt: skip
+    assert ended[0] < began[1]
+    assert "['--seed=2']" in launch("logs", "s-1").stdout
+
+
+@pytest.mark.ranks
+def test_a_sweep_of_this_machine_is_cancelled_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "count.py").write_text(COUNTER)
+    words = ["--executor", "local", "--script", "count.py", "seed=1,2,3", "--parallel", "2", "--name", "s"]
+    assert launch("sweep", *words, env=os.environ | {"LAST": "60"}).returncode == 0
+    wait_for(lambda: len(list(tmp_path.glob("runs/s/*/began"))) == 2)
+    rows = {row["run"]: row for row in json.loads(launch("list", "--sweep", "s", "--json").stdout)["runs"]}
+    assert [rows[f"s-{number}"]["state"] for number in range(3)] == ["RUNNING", "RUNNING", "PENDING"]
+    assert rows["s-2"]["reason"] == "its turn in the sweep"
+    done = launch("cancel", "s")
+    assert done.stdout.splitlines() == [f"s-{number}: CANCELLED" for number in range(3)]
+    time.sleep(1.0)
+    assert not (tmp_path / "runs" / "s" / "2" / "began").exists()
+
+
+def test_the_array_asks_for_what_its_runs_ask_for(make_spec: Callable[..., JobSpec]) -> None:
+    spec = make_spec(sweep="s", name="s-0", run_dir="/shared/runs/s/0", partition="cpu", time_min=30)
+    own = [line for line in script.script_text(spec).splitlines() if line.startswith("#SBATCH ")]
+    array = [
+        line for line in script.array_text(spec, Path("/shared/runs/s")).splitlines() if line.startswith("#SBATCH ")
+    ]
+    assert set(own) ^ set(array) == {
+        "#SBATCH --job-name=s-0", "#SBATCH --job-name=s", "#SBATCH --output=/shared/runs/s/0/logs/slurm.log",
+        "#SBATCH --output=/shared/runs/s/%a/logs/slurm.log",
+    }  # fmt: skip
