@@ -89,7 +89,7 @@ def checkpoints(run: Run, *names: str) -> None:
 
 def test_a_run_that_lives_or_may_live_stays(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for line in ("PENDING|Priority|N/A", "RUNNING|None|N/A"):
-        (run.path.parents[1] / "jobs").write_text(f"7|{line}\n")
+        (run.path.parents[1] / "jobs").write_text(f"7|7|{line}\n")
         assert main(["clean", "demo", "--yes"]) == 16
         assert "it must have ended to be removed" in capsys.readouterr().err
     stand_in(run.path.parents[1] / "bin", "squeue", "echo away >&2; exit 1")
@@ -327,4 +327,4 @@ def test_commands_that_look_read_no_settings() -> None:
 
 def test_the_words_that_squeue_gets(run: Run) -> None:
     assert main(["status", "demo"]) == 0
-    assert calls(run.path.parents[1] / "bin", "squeue")[0] == "-h -t all -j 7 -o %T|%r|%S"
+    assert calls(run.path.parents[1] / "bin", "squeue")[0] == "-h -t all -r -j 7 -o %T|%r|%S"

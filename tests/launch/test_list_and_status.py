@@ -69,7 +69,7 @@ def test_every_state_with_one_call_of_the_scheduler(
     for node in (0, 1):
         write(made["runs"].path / "exit" / "0" / f"progress-{node}.json", progress_record(node))
     (folder / "jobs").write_text(
-        "12|PENDING|Resources|2026-11-21T18:00:00\n13|RUNNING|None|N/A\n15|NODE_FAIL|None|N/A\n"
+        "12|12|PENDING|Resources|2026-11-21T18:00:00\n13|13|RUNNING|None|N/A\n15|15|NODE_FAIL|None|N/A\n"
     )
     found = listed(capsys)
     states = {name: row["state"] for name, row in found.items()}
@@ -124,7 +124,7 @@ def test_what_is_kept_of_ended_runs_is_forgotten_when_they_go_on(
     assert listed(capsys, "--runs-dir", "runs")["r"]["nodes"] == 2
     (run.path / "job.json").write_bytes(job)
     write(run.path / "claims" / "1.json", {"job_id": "8"})  # as `resume` does
-    (folder / "jobs").write_text("7|PENDING|Priority|N/A\n")
+    (folder / "jobs").write_text("7|7|PENDING|Priority|N/A\n")
     assert listed(capsys, "--runs-dir", "runs")["r"]["state"] == "PENDING"
 
 
@@ -140,13 +140,13 @@ def test_a_thousand_runs(folder: Path, make_spec: MakeSpec) -> None:
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 (path / name).write_bytes(data)
         runs.register(runs.registry_path(os.environ), path, path.name, "7")
-    (folder / "jobs").write_text("7|PENDING|Priority|N/A\n")
+    (folder / "jobs").write_text("7|7|PENDING|Priority|N/A\n")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     bare = _processor_time_s([sys.executable, "-c", "pass"], environment)
     words = [sys.executable, "-m", "launch", "list", "--last", "0"]
     taken = _processor_time_s(words, environment)
     assert len(calls(folder / "bin", "squeue")) == 3
-    assert set(calls(folder / "bin", "squeue")) == {"-h -t all --me -o %i|%T|%r|%S"}
+    assert set(calls(folder / "bin", "squeue")) == {"-h -t all --me -r -o %i|%A|%T|%r|%S"}
     result = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     states = [line.split()[1] for line in result.stdout.splitlines()[1:]]
     assert (states.count("COMPLETED"), states.count("PENDING")) == (900, 100)
