@@ -17,6 +17,7 @@ from launch import attempts, jobs
 from launch.chain import Decision
 from launch.claims import latest_claim
 from launch.errors import OK, REFUSED, TERMINATED, LaunchError
+from launch.notify import notify
 from launch.records import read_json, write_json
 from launch.runs import note_cancelled
 
@@ -59,6 +60,7 @@ def begin(run_dir: Path, environ: Mapping[str, str]) -> int:
     _note_job(run_dir, job_id)
     if job.get("chain") == "singleton":
         _queue_successor(run_dir, number, environ)
+    notify(run_dir, job, "began", attempt=number)
     return number
 
 
@@ -123,6 +125,8 @@ def end(run_dir: Path, launcher_code: int, told: Sequence[str], environ: Mapping
     if not decision.again and (successor := attempts.read_begin(run_dir, number).get("successor")):
         _cancel_successor(str(successor))
     print(f"attempt {number} ended with code {decision.code}: {decision.reason}", flush=True)
+    event = "goes_on" if decision.again else "ended"
+    notify(run_dir, job, event, attempt=number, code=decision.code, reason=decision.reason)
     return decision.code
 
 

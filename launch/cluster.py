@@ -182,7 +182,9 @@ def submit(
         def _make_submission_command(self, submission_file_path: Path) -> list[str]:
             # Outside the script, which is the same for every claim. sbatch's environment becomes the job's.
             own = ["env", *clean, f"{CLAIM}={claim.number}", *_TIMEOUT, "sbatch", f"--comment={claim.token}"]
-            own += [f"--dependency={dependency}"] if dependency else []
+            if dependency:
+                # One that can't come true any more would let the job wait for ever.
+                own += [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"]
             command[:] = [*own, str(submission_file_path)]
             return command
 

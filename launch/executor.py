@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from launch import attempts, jobs, processes, runs
@@ -23,7 +24,16 @@ def view(run: Run) -> View:
         return View("unknown", f"it runs on {submission['host']}")
     if not _supervisor_lives(submission) or (submission.get("waits") and run.is_cancelled):
         return View("ended")
-    return View("waiting", "its turn in the sweep") if submission.get("waits") else View("running")
+    why = _why_it_waits(run, submission)
+    return View("waiting", why) if why else View("running")
+
+
+def _why_it_waits(run: Run, submission: Mapping[str, Any]) -> str:
+    """Of a run on this machine: what it waits for; empty where it waits for nothing."""
+    if submission.get("waits"):
+        return "its turn in the sweep"
+    after = run.job.get("after")
+    return f"it follows {Run(Path(after)).name}" if after and run.attempt is None else ""
 
 
 def is_running(run: Run) -> bool:

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from launch import attempts, processes
+from launch import attempts, executor, processes, runs
 from launch.chain import Decision
 from launch.errors import OK, TERMINATED, LaunchError
+from launch.notify import notify
 from launch.records import read_json
 from launch.spec import JobSpec
 from strict_settings import Problem
@@ -25,6 +26,7 @@ AGENT_MARGIN_S = 5.0
 """How much longer than its ranks an agent may take until it gets a SIGKILL."""
 PAUSE_S = 0.2
 """Between an attempt and the next."""
+FOLLOW_POLL_S = 1.0
 _POLL_S = 0.1
 
 
@@ -80,17 +82,38 @@ class Supervisor:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGUSR1, lambda *_: attempts.request_stop(self._run_dir, self._attempt, "signal"))
         processes.adopt_orphans()
+        if not self._may_begin():
+            return TERMINATED
         while True:
             self._attempt = attempts.begin(self._run_dir, self._environ["CLEANSFT_JOB_ID"], self._environ)
+            notify(self._run_dir, self._job, "began", attempt=self._attempt)
             code = self._run_attempt()
             decision = attempts.end(self._run_dir, self._attempt, self._job, code)
             if decision.again and self._stopped:
                 decision = Decision(False, decision.code, "the supervisor was told to end")
                 attempts.amend_end(self._run_dir, self._attempt, again=False, reason=decision.reason)
             print(f"attempt {self._attempt} ended with code {decision.code}: {decision.reason}", flush=True)
+            event = "goes_on" if decision.again else "ended"
+            notify(self._run_dir, self._job, event, attempt=self._attempt, code=decision.code, reason=decision.reason)
             if not decision.again:
                 return decision.code
             time.sleep(PAUSE_S)
+
+    def _may_begin(self) -> bool:
+        """Waits for the run that this one is to follow; False where that failed, or this one is told to end."""
+        if self._spec.after is None:
+            return True
+        before = runs.Run(Path(self._spec.after))
+        while not self._stopped:
+            status = runs.status_of(before, lambda: executor.view(before))
+            if status.state == runs.COMPLETED:
+                return True
+            if status.has_ended and status.state != runs.LOST:
+                runs.note_cancelled(self._run_dir, f"{before.name}, which it was to follow, is {status.state}")
+                print(f"{before.name} is {status.state}: this run, which was to follow it, does not begin.", flush=True)
+                return False
+            time.sleep(FOLLOW_POLL_S)
+        return False
 
     def _run_attempt(self) -> int:
         """Starts the agents and waits for the last; the code of the attempt, as far as the agents tell it."""

@@ -115,6 +115,8 @@ def _sbatch_options(spec: JobSpec, own: Mapping[str, str] | None = None) -> list
         "qos": resources.qos,
         "constraint": resources.constraint,
         "exclude": resources.exclude,
+        "mail-user": spec.mail_user,
+        "mail-type": spec.mail_type,
         "chdir": spec.working_dir,
         "output": f"{spec.run_dir}/logs/slurm.log",
         "open-mode": "append",

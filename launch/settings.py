@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from launch import places, profiles
 from launch import spec as specs
 from launch.chain import Chain
 from launch.env_file import found_env_file
+from launch.env_settings import env_words_of, with_merged_env
 from launch.secret_values import secret_problems
 from launch.site import Container, num_gpus
 from launch.spec import JobSpec, Resources, Watchdog
@@ -62,6 +63,12 @@ class LaunchSettings(Resources):
     """Network interface of gloo and NCCL (their *_SOCKET_IFNAME); default: the one that leads to node 0."""
     cache_dir: str | None = None
     """Folder on each node's own disk for code that is compiled on the way (Triton, inductor, extensions)."""
+    mail_user: str | None = None
+    """Address to which Slurm writes, as in sbatch."""
+    mail_type: str | None = None
+    """When it does: BEGIN,END,FAIL,REQUEUE, …, as in sbatch; default, with mail_user: END,FAIL."""
+    notify: tuple[str, ...] = ()
+    """Command that is run when the run begins, goes on or ends, with one JSON object on its stdin."""
     python: str | None = None
     """Python of the job; default: the one that submits."""
     stop_grace_s: Annotated[float, at_least(1)] | None = None
@@ -150,12 +157,12 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
         problems += error.problems
     problems += secret_problems("an argument of the script", request.script_args)
     try:
-        env_words = _env_words(request.env)
+        env_words = env_words_of(request.env)
         problems += secret_problems("env", env_words, "--env")
     except SettingsError as error:
         problems += error.problems
     try:
-        settings = build(LaunchSettings, *_with_merged_env(sources))
+        settings = build(LaunchSettings, *with_merged_env(sources))
     except SettingsError as error:
         raise SettingsError([*problems, *error.problems]) from error
     if problems:
@@ -193,36 +200,6 @@ def _text(source: Source, key: str) -> str | None:
         remedy = f'Write it in quotes: {key}: "{value}".'
         raise SettingsError(Problem(key, value, "be text", remedy, source.where((key,))))
     return value
-
-
-def _env_words(words: tuple[str, ...]) -> dict[str, str]:
-    """`NAME=VALUE` words as a mapping, each value to the letter, control characters too."""
-    env: dict[str, str] = {}
-    problems = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            problems.append(Problem("--env", word, "be NAME=VALUE"))
-        elif name in env:
-            problems.append(Problem(f"--env {name}", word, "be given once", "Remove one of the two."))
-        env[name] = value
-    if problems:
-        raise SettingsError(problems)
-    return env
-
-
-def _with_merged_env(sources: list[Source]) -> list[Source]:
-    """The sources, with `env` joined variable by variable: a later source adds, and replaces the same name."""
-    merged: dict[str, Any] = {}
-    result = []
-    for source in sources:
-        env = source.values.get("env")
-        if isinstance(env, Mapping):
-            merged = {**merged, **env}
-            result.append(dataclasses.replace(source, values={**source.values, "env": merged}))
-        else:
-            result.append(source)
-    return result
 
 
 def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path) -> JobSpec:
@@ -267,6 +244,9 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         batch_python=None if container is None else sys.executable,
         interface=settings.interface,
         cache_dir=settings.cache_dir,
+        mail_user=settings.mail_user,
+        mail_type=settings.mail_type or ("END,FAIL" if settings.mail_user else None),
+        notify=settings.notify,
         stop_grace_s=settings.stop_grace_s or default_grace_s(lead_s),
         import_once=settings.import_once,
         watchdog=settings.watchdog,

@@ -113,6 +113,11 @@ class JobSpec:
     cache_dir: str | None = None
     sweep: str | None = None
     """The sweep that it is a run of."""
+    after: str | None = None
+    """Directory of the run that must be complete before this one begins."""
+    mail_user: str | None = None
+    mail_type: str | None = None
+    notify: tuple[str, ...] = ()
     stop_grace_s: float = 180.0
     """From the request to stop until the ranks are ended, in which they save."""
     kill_wait_s: float | None = None
@@ -167,6 +172,10 @@ class JobSpec:
         for name, value in self.env.items():
             yield from _variable_problems(name, value)
         yield from module_problems(self.modules)
+        for name in ("mail_user", "mail_type"):
+            value = getattr(self, name)
+            if value is not None and not _SBATCH_WORD.fullmatch(value):
+                yield Problem(name, value, "be one word without spaces or quotes", "Write it as sbatch expects it.")
         if self.container is not None:
             yield from self._container_problems(self.container)
         if self.interface is not None and not _INTERFACE.fullmatch(self.interface):
@@ -187,7 +196,11 @@ class JobSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
         """The spec that `to_json` gave."""
-        lists = {name: tuple(data[name]) for name in ("script_args", "setup", "resume_args", "modules") if name in data}
+        lists = {
+            name: tuple(data[name])
+            for name in ("script_args", "setup", "resume_args", "modules", "notify")
+            if name in data
+        }
         nested: dict[str, Any] = {
             "resources": Resources(**data["resources"]),
             "watchdog": Watchdog(**data.get("watchdog", {})),

@@ -111,13 +111,21 @@ def fill(spec: JobSpec, script: str, plan: str) -> None:
         make_directory(path / name)
 
 
-def submit(spec: JobSpec, claim: Claim, script: str, plan: str, environ: Mapping[str, str]) -> Run:
-    """Fills the run directory and starts the job."""
+def submit(
+    spec: JobSpec,
+    claim: Claim,
+    script: str,
+    plan: str,
+    environ: Mapping[str, str],
+    *,
+    dependency: str | None = None,
+) -> Run:
+    """Fills the run directory and starts the job; on Slurm with a dependency, as in sbatch."""
     path = Path(spec.run_dir)
     fill(spec, script, plan)
     with undisturbed():
         if spec.executor == "slurm":
-            submission = _start_on_slurm(spec, claim, script, environ)
+            submission = _start_on_slurm(spec, claim, script, environ, dependency)
         else:
             submission = start_here(spec, claim, environ)
         write_submission(Run(path), claim, submission, environ)
@@ -163,8 +171,10 @@ def submit_successor(run_dir: Path, environ: Mapping[str, str]) -> str:
     return cluster.submit(JobSpec.from_json(job), text, environ, own, dependency="singleton")[0]
 
 
-def _start_on_slurm(spec: JobSpec, claim: Claim, script: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    job_id, command = cluster.submit(spec, script, environ, claim)
+def _start_on_slurm(
+    spec: JobSpec, claim: Claim, script: str, environ: Mapping[str, str], dependency: str | None
+) -> dict[str, Any]:
+    job_id, command = cluster.submit(spec, script, environ, claim, dependency=dependency)
     return {"executor": "slurm", "job_id": job_id, "command": command}
 
 

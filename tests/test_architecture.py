@@ -74,14 +74,15 @@ LAYERS = {
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
         "__init__ errors records processes devices peers",
-        "chain claims env_file network memory_limit outcome rendezvous options hang secret_values forking",
+        "chain notify env_settings claims env_file network memory_limit outcome rendezvous options hang secret_values "
+        "forking",
         "attempts site fork_server",
         "spec",
         "rank watchdog places sweep_page profiles meeting notes pending logs row_cache",
         "settings command runs watch",
-        "script agent local jobs progress merged_logs",
+        "script agent jobs progress merged_logs",
         "cluster report executor sweep",
-        "submit screen",
+        "submit screen local",
         "batch resuming drill sweep_runner",
         "verbs",
         "__main__",

@@ -8,22 +8,48 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launch import cluster, devices, local, options, profiles, resuming, script, settings
+from launch import cluster, devices, local, options, profiles, resuming, runs, script, settings
 from launch import submit as effects
 from launch.env_file import found_env_file
-from launch.errors import OK
-from launch.runs import Run
+from launch.errors import OK, LaunchError
+from launch.runs import Run, Status
 from launch.spec import JobSpec
-from launch.verbs.common import print_json, started
+from launch.verbs.common import Watch, print_json, started
 from strict_settings import Problem, SettingsError
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan, or starts the job."""
     spec, plan = prepared(arguments)
+    dependency = None
+    if arguments.after is not None:
+        before = runs.find(arguments.after, runs.registry_path(os.environ), Path.cwd())
+        spec, dependency = following(spec, before, Watch(before).now())
     if arguments.dry_run:
         return show("submit", spec, plan, is_json=arguments.json)
-    return started("submit", submitted(spec, plan, arguments), spec.executor, arguments)
+    return started("submit", submitted(spec, plan, arguments, dependency), spec.executor, arguments)
+
+
+def following(spec: JobSpec, before: Run, status: Status) -> tuple[JobSpec, str | None]:
+    """(the job, its dependency for sbatch) so that it begins when another run is complete. Pure.
+
+    Raises:
+        LaunchError: that run has ended otherwise, or can't be followed.
+    """
+    if status.state == runs.COMPLETED:
+        return spec, None
+    if status.has_ended:
+        raise LaunchError(
+            f"--after is {before.name}, which is {status.state}; it must be complete, waiting or running."
+        )
+    if before.job.get("executor") != spec.executor:
+        where = f"{before.job.get('executor')}, this one on {spec.executor}"
+        raise LaunchError(f"--after is {before.name}, which runs on {where}; both must be the same.")
+    if spec.executor == "local":
+        return replace(spec, after=str(before.path)), None
+    if before.job.get("chain") == "singleton":
+        raise LaunchError(f"--after is {before.name}, with chain singleton; it must be one job. Use chain requeue.")
+    return spec, f"afterok:{before.job_id}"
 
 
 def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:
@@ -60,14 +86,14 @@ def show(verb: str, spec: JobSpec, plan: str, *, is_json: bool) -> int:
     return OK
 
 
-def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace) -> Run:
+def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace, dependency: str | None = None) -> Run:
     """Starts the job; its run."""
     # Claimed before the checks, which take seconds: a second submission is told at once.
     with resuming.claimed(Path(spec.run_dir)) as claim:
         effects.check_script(spec, os.environ)
         if not arguments.skip_audit and (said := effects.audit_data(spec, os.environ)):
             print(said, file=sys.stderr)
-        return effects.submit(spec, claim, script.script_text(spec), plan, os.environ)
+        return effects.submit(spec, claim, script.script_text(spec), plan, os.environ, dependency=dependency)
 
 
 def request_of(arguments: argparse.Namespace) -> settings.Request:
