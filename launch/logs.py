@@ -17,12 +17,12 @@ class Tail:
         self.path = path
         self._position = 0
 
-    def read(self) -> bytes:
-        """The new bytes; empty also before the file exists."""
+    def read(self, num_bytes: int = -1) -> bytes:
+        """The new bytes, at most `num_bytes` where that is not -1; empty also before the file exists."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._position)
-                added = file.read()
+                added = file.read(num_bytes)
         except OSError:
             return b""
         self._position += len(added)

@@ -30,6 +30,7 @@ _LEVEL_WORDS = {
     "warning": re.compile(r"\bWARN(ING)?\b|^\s*warning\s*:|Warning:", re.ASCII),
 }
 _TRACEBACK = "Traceback (most recent call last):"
+PIECE_BYTES = 1 << 20
 _NO_LIMIT = float("inf")
 
 
@@ -70,12 +71,28 @@ def merged_lines(run: Run, choice: Choice, has_ended: Callable[[], bool] | None)
         choice: the lines that are wanted.
         has_ended: None: no waiting for more.
     """
-    sources: dict[Path, _Source] = {}
     clocks: dict[Path, _Clock] = {}
+    found = _all_lines(run, choice, clocks) if has_ended is None else _followed_lines(run, choice, clocks, has_ended)
+    return (line for line in found if choice.takes(line))
+
+
+def _all_lines(run: Run, choice: Choice, clocks: dict[Path, _Clock]) -> Iterator[Line]:
+    """The lines that there are, a piece of each log at a time: logs may be longer than memory."""
+    sources = [_Source(run, path, clocks) for path in _paths(run, choice)]
+    for clock in clocks.values():
+        clock.read()
+    return heapq.merge(*(source.read_all() for source in sources), key=lambda line: (line.at, line.attempt))
+
+
+def _followed_lines(
+    run: Run, choice: Choice, clocks: dict[Path, _Clock], has_ended: Callable[[], bool]
+) -> Iterator[Line]:
+    """The lines that there are and those that come."""
+    sources: dict[Path, _Source] = {}
     waiting: list[tuple[float, int, int, Line]] = []
     count = 0
     while True:
-        is_over = has_ended is None or has_ended()  # asked first: what is written before the end is read below
+        is_over = has_ended()  # asked first: what is written before the end is read below
         paths = _paths(run, choice)
         for path in paths:
             if path not in sources:
@@ -89,9 +106,7 @@ def merged_lines(run: Run, choice: Choice, has_ended: Callable[[], bool] | None)
                 heapq.heappush(waiting, (line.at, line.attempt, count, line))
         limit = _NO_LIMIT if is_over else time.time() - HOLD_S
         while waiting and waiting[0][0] <= limit:
-            line = heapq.heappop(waiting)[-1]
-            if choice.takes(line):
-                yield line
+            yield heapq.heappop(waiting)[-1]
         if is_over:
             return
         time.sleep(POLL_S)
@@ -178,6 +193,18 @@ class _Source:
                 return  # the note is on its way
             self._unplaced.pop(0)
             yield self._line(self._late(seen_at, is_over=is_over) if at is None else at, text)
+
+    def read_all(self) -> Iterator[Line]:
+        """All lines, a piece of the file at a time."""
+        while piece := self._tail.read(PIECE_BYTES):
+            yield from self._placed(self._lines.feed(piece))
+        yield from self._placed(self._lines.flush(), extra=1)
+
+    def _placed(self, texts: Iterator[str], extra: int = 0) -> Iterator[Line]:
+        rank = NODE_LOG if self._rank is None else self._rank
+        for text in texts:
+            at = self._clock.at(rank, self._lines.num_bytes + extra)
+            yield self._line(self._late(time.time(), is_over=True) if at is None else at, text)
 
     def _late(self, seen_at: float, *, is_over: bool) -> float:
         """The time of a line that nobody has noted: after the last look of the agent, or there was none."""

@@ -153,7 +153,8 @@ def parser_of(name: str) -> _Parser:
     if verb.passes_on:
         parser.usage = f"{PROGRAM} {name} [options] [-- {verb.passes_on}]"
     verb.add(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON: docs/launcher.md describes it")
+    if verb.has_json:
+        parser.add_argument("--json", action="store_true", help="print JSON: docs/launcher.md describes it")
     return parser
 
 
@@ -291,6 +292,7 @@ class Verb(NamedTuple):
     add: Callable[[argparse.ArgumentParser], None]
     passes_on: str = ""
     """What the words after `--` are, where there may be any."""
+    has_json: bool = True
 
 
 _SCRIPT = "arguments for the training script"
@@ -326,7 +328,11 @@ VERBS: Mapping[str, Verb] = {
     ),
     "profiles": Verb("settings of your cluster in a file: make, list, show", ["init", "show mycluster"], _add_profiles),
     "drill": Verb(
-        "prove that runs survive stops, deaths and hangs", ["--nodes 2 --config run.yaml", "demo"], _add_drill, _SCRIPT
+        "prove that runs survive stops, deaths and hangs",
+        ["--nodes 2 --config run.yaml", "demo"],
+        _add_drill,
+        _SCRIPT,
+        has_json=False,
     ),
     "completion": Verb(
         "completion of the word `launch` in your shell", ["bash >> ~/.bashrc"], _add_completion, "words"

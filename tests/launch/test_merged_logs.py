@@ -12,6 +12,7 @@ import pytest
 from made_runs import end_run, made_run, write
 
 from launch.__main__ import main
+from launch.logs import Tail
 from launch.merged_logs import Choice, Line, merged_lines
 from launch.notes import LineClock
 from launch.runs import Run
@@ -77,6 +78,27 @@ def test_lines_that_nobody_has_noted_come_by_the_time_of_their_rank_s_end(run: R
     for rank, ended_at in ((0, 20.0), (1, 10.0)):
         write(run.path / "exit" / "0" / f"rank-{rank}.json", {"host": "n1", "ended_at": ended_at})
     assert texts(run) == ["first", "last", "no end"]
+
+
+def test_a_long_log_is_read_in_pieces(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line is there before the rest of a large log is read."""
+    monkeypatch.setattr("launch.merged_logs.PIECE_BYTES", 1000)
+    ranks = Ranks(run, monkeypatch)
+    for number in range(500):
+        ranks.say(10.0 + number, number % 4, f"line {number} é\n")
+    read: list[int] = []
+    before = Tail.read
+
+    def counted(tail: Tail, num_bytes: int = -1) -> bytes:
+        found = before(tail, num_bytes)
+        read.append(len(found) if num_bytes > 0 else 0)
+        return found
+
+    monkeypatch.setattr(Tail, "read", counted)
+    lines = merged_lines(run, Choice(), None)
+    assert next(lines).text == "line 0 é"
+    assert sum(read) <= 4 * 1000
+    assert [line.text for line in lines] == [f"line {number} é" for number in range(1, 500)]
 
 
 def test_choices(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
