@@ -36,8 +36,8 @@ for number in range(3):
     board.beat("step", 3 * attempt + number + 1)
     time.sleep(max(0.0, began + 0.5 + 2.4 * number + 0.6 * rank - time.time()))
     print(f"say {attempt} {number} {rank}", flush=True)
-    for percent in range(3):
-        print(f"\\r{percent}%", end="", flush=True)
+for percent in range(3):
+    print(f"\\r{percent}%", end="", flush=True)
 print(flush=True)
 (run / "checkpoints").mkdir(exist_ok=True, mode=0o700)
 (run / "checkpoints" / f"step-{3 * attempt + 3}").mkdir(exist_ok=True, mode=0o700)
@@ -88,7 +88,8 @@ def test_logs_of_two_nodes_two_ranks_and_two_attempts(folder: Path) -> None:
     assert last_of_first < min(at for at, line in shown if "say 1 0 0" in line) - 1.0
     again = subprocess.run(launch("logs", "demo"), check=True, capture_output=True, text=True, timeout=60).stdout
     followed = [line for _, line in shown if " rank " in line]
-    assert again.splitlines(keepends=True) == followed
+    assert sorted(again.splitlines(keepends=True)) == sorted(followed)
+    assert re.findall(r"\] (say .*)$", again, re.MULTILINE) == [" ".join(("say", *words[1:])) for words in said]
     assert len([line for line in followed if line.endswith("2%\n")]) == 8
     facts = json.loads(subprocess.run(launch("status", "demo", "--json"), check=True, capture_output=True).stdout)
     assert [attempt["code"] for attempt in facts["attempts"]] == [10, 0]
