@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from launch import options
 from launch.errors import INTERRUPTED, LaunchError
@@ -22,7 +23,7 @@ def main(words: Sequence[str] | None = None) -> int:
         verb = import_module(f"launch.verbs.{arguments.command}")
         return int(verb.run(arguments))
     except LaunchError as error:
-        return _refused(f"{error.prefix}{error}", error.exit_code, is_json=is_json)
+        return _refused(f"{error.prefix}{error}", error.exit_code, is_json=is_json, **getattr(error, "facts", {}))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
@@ -35,14 +36,14 @@ def main(words: Sequence[str] | None = None) -> int:
         return _refused(f"error: {error}", int(code), is_json=is_json)
 
 
-def _refused(message: str, code: int, *, is_json: bool) -> int:
+def _refused(message: str, code: int, *, is_json: bool, **facts: Any) -> int:
     """Says why, on stderr, and with `--json` on stdout too."""
     print(message, file=sys.stderr)
     if is_json:
         import json
 
         error = message.removeprefix("error: ")
-        print(json.dumps({"version": options.JSON_VERSION, "error": error, "code": code}))
+        print(json.dumps({"version": options.JSON_VERSION, "error": error, "code": code, **facts}))
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launch.errors import LaunchError
@@ -25,14 +26,23 @@ class JobFacts:
     """How often it was requeued; counted already while it is being ended for that."""
 
 
-def command(*argv: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *argv: str, stdin: str | None = None, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs one of Slurm's commands.
+
+    Args:
+        argv: its words.
+        stdin: what it reads; None: as this process.
+        environ: its environment; None: that of this process.
 
     Raises:
         LaunchError: it is not there, or does not answer in time.
     """
     try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+        return subprocess.run(
+            argv, input=stdin, env=environ, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+        )
     except FileNotFoundError as error:
         raise LaunchError(f"{argv[0]} is not on PATH") from error
     except subprocess.TimeoutExpired as error:
@@ -135,3 +145,27 @@ def find(token: str) -> str | None:
         if comment == token:
             return job_id
     return None
+
+
+def expected_start(text: str, environ: Mapping[str, str]) -> tuple[str | None, str]:
+    """(when Slurm would start the job, in its own words; why it would not), from `sbatch --test-only`.
+
+    Args:
+        text: the batch script.
+        environ: sbatch's environment.
+    """
+    try:
+        result = command("sbatch", "--test-only", stdin=text, environ=environ)
+    except LaunchError as error:
+        return None, str(error)
+    found = re.search(r"to start at (\S+)", result.stderr)
+    if result.returncode == 0 and found:
+        return found[1], ""
+    refusals = [
+        line.partition(": ")[2].removeprefix("error: ")
+        for line in result.stderr.splitlines()
+        if line.startswith(("sbatch: error:", "allocation failure:"))
+    ]
+    if result.returncode == 0 or not refusals:
+        return None, f"sbatch --test-only did not tell: {last_line(result.stderr)}"
+    return None, refusals[-1]

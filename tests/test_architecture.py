@@ -73,17 +73,17 @@ LAYERS = {
     ],
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
-        "__init__ errors records processes devices peers",
-        "chain notify env_settings claims env_file network memory_limit outcome rendezvous options hang secret_values "
+        "__init__ errors records processes devices peers disks",
+        "checks chain notify env_settings claims env_file network memory_limit outcome rendezvous options hang secret_values "
         "forking",
         "attempts site fork_server",
         "spec",
         "rank watchdog places sweep_page profiles meeting notes pending logs row_cache",
         "settings command runs watch",
         "script agent jobs progress merged_logs",
-        "cluster report executor sweep",
-        "submit screen local",
-        "batch resuming drill sweep_runner",
+        "cluster report executor sweep limits",
+        "submit screen local request_checks input_checks",
+        "batch resuming drill sweep_runner before",
         "verbs",
         "__main__",
     ],

@@ -14,6 +14,7 @@ from launch import executor, runs
 from launch.errors import INTERRUPTED, OK
 from launch.logs import follow_raw
 from launch.options import JSON_VERSION
+from launch.records import read_json
 from launch.runs import Run, Status
 
 SQUEUE_INTERVAL_S = 2.0
@@ -68,7 +69,8 @@ def print_status(run: Run, status: Status) -> None:
 def started(verb: str, run: Run, executor_name: str, arguments: argparse.Namespace) -> int:
     """Says what was submitted; with `--wait`, follows it; the exit code."""
     if arguments.json:
-        print_json(verb, run=run.name, path=str(run.path), job_id=run.job_id, executor=executor_name)
+        checks = (read_json(run.path / "checks.json") or {}).get("checks", [])
+        print_json(verb, run=run.name, path=str(run.path), job_id=run.job_id, executor=executor_name, checks=checks)
         return wait_silently(verb, run, is_json=True) if arguments.wait else OK
     print(f"run      {run.name}\nfolder   {run.path}\njob      {run.job_id} ({executor_name})")
     print(f"follow   python -m launch logs -f {run.name}")

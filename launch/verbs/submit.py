@@ -8,10 +8,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launch import cluster, devices, local, options, profiles, resuming, runs, script, settings
+from launch import before, cluster, devices, local, options, profiles, resuming, runs, script, settings
 from launch import submit as effects
+from launch.checks import facts
 from launch.env_file import found_env_file
 from launch.errors import OK, LaunchError
+from launch.records import write_json
 from launch.runs import Run, Status
 from launch.spec import JobSpec
 from launch.verbs.common import Watch, print_json, started
@@ -23,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     spec, plan = prepared(arguments)
     dependency = None
     if arguments.after is not None:
-        before = runs.find(arguments.after, runs.registry_path(os.environ), Path.cwd())
-        spec, dependency = following(spec, before, Watch(before).now())
+        earlier = runs.find(arguments.after, runs.registry_path(os.environ), Path.cwd())
+        spec, dependency = following(spec, earlier, Watch(earlier).now())
     if arguments.dry_run:
         return show("submit", spec, plan, is_json=arguments.json)
     return started("submit", submitted(spec, plan, arguments, dependency), spec.executor, arguments)
@@ -90,10 +92,11 @@ def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace, dependenc
     """Starts the job; its run."""
     # Claimed before the checks, which take seconds: a second submission is told at once.
     with resuming.claimed(Path(spec.run_dir)) as claim:
-        effects.check_script(spec, os.environ)
-        if not arguments.skip_audit and (said := effects.audit_data(spec, os.environ)):
-            print(said, file=sys.stderr)
-        return effects.submit(spec, claim, script.script_text(spec), plan, os.environ, dependency=dependency)
+        text = script.script_text(spec)
+        checks = before.checked(spec, text, os.environ, audits=not arguments.skip_audit)
+        run = effects.submit(spec, claim, text, plan, os.environ, dependency=dependency)
+    write_json(run.path / "checks.json", {"checks": facts(checks)})
+    return run
 
 
 def request_of(arguments: argparse.Namespace) -> settings.Request:

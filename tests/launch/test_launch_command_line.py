@@ -199,7 +199,8 @@ def test_failed_submission_leaves_no_directory(
     for name, text in {
         "sinfo": "echo 'cpu|cpu*|2|(null)|8|infinite'",
         "srun": "exit 0",
-        "sbatch": "echo 'sbatch: error: Batch job submission failed: Invalid qos' >&2; exit 1",
+        "sbatch": "case $* in *--test-only*) echo 'sbatch: Job 7 to start at 2026-11-21T15:50:00' >&2; exit 0;; esac\n"
+        "echo 'sbatch: error: Batch job submission failed: Invalid qos' >&2; exit 1",
     }.items():
         (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
         (bin_dir / name).chmod(0o755)

@@ -51,7 +51,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+TEST_ONLY = """
+case " $* " in *" --test-only "*)
+  echo 'sbatch: Job 70 to start at 2026-11-21T15:50:00 using 2 processors on nodes n1 in partition cpu' >&2; exit 0;;
+esac
+"""
+
+
 def install(folder: Path, name: str, text: str) -> None:
+    text = f"{TEST_ONLY}{text}" if name == "sbatch" else text
     (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
     (folder / "bin" / name).chmod(0o755)
 

@@ -1,0 +1,61 @@
+"""What `submit` looks at before it submits, as one table: errors refuse the job, warnings stand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from launch import checks, input_checks, request_checks
+from launch import submit as effects
+from launch.checks import Check
+from launch.spec import JobSpec
+
+
+def checked(spec: JobSpec, script: str, environ: Mapping[str, str], *, audits: bool) -> list[Check]:
+    """All checks, after their table is printed on stderr; none of them is an error.
+
+    Slurm is asked, and the memory estimated, while the script looks at its settings and data.
+
+    Args:
+        spec: the job.
+        script: the text of submit.sh.
+        environ: the environment of this process.
+        audits: whether to look at the first rows of the data.
+
+    Raises:
+        ScriptRefusedError: the script refuses its settings or its data, in its own words.
+        ChecksFailedError: one of the other checks has failed.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        slurm = pool.submit(request_checks.of_slurm, spec, script, environ) if spec.executor == "slurm" else None
+        memory = pool.submit(input_checks.memory, spec, environ)
+        effects.check_script(spec, environ)
+        found = input_checks.of_disks(spec)
+        refusal, said = None, ""
+        if audits:
+            try:
+                said = effects.audit_data(spec, environ)
+            except effects.ScriptRefusedError as error:
+                refusal = error
+    found = [*_result(slurm), *found, *audit(said, refusal is not None), *filter(None, [memory.result()])]
+    print(checks.table(found, colours=sys.stderr.isatty()), file=sys.stderr, end="", flush=True)
+    if refusal is not None:
+        raise refusal
+    if said.count("\n"):
+        print(said, file=sys.stderr)
+    if checks.worst(found) == "error":
+        raise checks.ChecksFailedError(found, "Nothing was submitted.")
+    return found
+
+
+def _result(future: Future[list[Check]] | None) -> list[Check]:
+    return future.result() if future is not None else []
+
+
+def audit(said: str, is_refused: bool) -> list[Check]:
+    """What the audit of the data says, in a line; none where nothing was looked at. Pure."""
+    if is_refused:
+        return [Check("audit", "refused, as told below", "error", "Mend the rows, or see docs/inspect-and-audit.md.")]
+    line = next((line for line in said.splitlines() if line.startswith("audit of")), said.partition("\n")[0])
+    return [Check("audit", line.removeprefix("audit of "))] if said else []
