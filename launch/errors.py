@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 OK = 0
-DRILL_FAILED = 1
+DRILL_FAILED = EXAMINATION_FAILED = 1
 REFUSED = 2
 STOPPED = 10
 PEER_LOST = 11
@@ -19,7 +19,8 @@ TERMINATED = 143
 
 EXIT_CODES = {
     OK: "done",
-    DRILL_FAILED: "the run is lost: its processes are gone and left no record; of `drill`: a row has failed",
+    DRILL_FAILED: "the run is lost: its processes are gone and left no record; of `drill`: a row has failed; of "
+    "`doctor`: a node is wrong",
     REFUSED: "the request is refused, nothing was submitted (also: a RUN that does not exist)",
     STOPPED: "stopped before its end (signal, time limit, preemption), with its state saved; `launch resume` goes on",
     PEER_LOST: "a rank died by a signal or left before the end, or its node is gone",

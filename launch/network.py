@@ -85,13 +85,14 @@ def first_free_port(candidates: Iterable[int]) -> int:
     """
     tried = []
     for port in candidates:
-        if _is_free(port):
+        if is_free(port):
             return port
         tried.append(port)
     raise RendezvousError(f"the ports {tried} of node 0 are all in use; one of them must be free.")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens on this port, on any address of this node."""
     for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
         try:
             probe = socket.socket(family, socket.SOCK_STREAM)

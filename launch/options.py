@@ -192,6 +192,13 @@ def _add_drill(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser)
+    parser.add_argument(
+        "--port", metavar="N", type=int, action="append", default=[], help="a port that must be free; repeatable"
+    )
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="name, job id or directory (latest)")
 
@@ -333,6 +340,9 @@ VERBS: Mapping[str, Verb] = {
         _add_drill,
         _SCRIPT,
         has_json=False,
+    ),
+    "doctor": Verb(
+        "examine the nodes: clocks, names, ports, GPUs, speed, network", ["--nodes 2 --partition gpu"], _add_doctor
     ),
     "completion": Verb(
         "completion of the word `launch` in your shell", ["bash >> ~/.bashrc"], _add_completion, "words"

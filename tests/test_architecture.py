@@ -32,7 +32,7 @@ LAYERS = {
         "attention",
         "table_rows packing",
         "sources masks",
-        "masking model optimizer history flops matmul_rate profiling pieces manifest fence agreement",
+        "masking model optimizer history flops matmul_rate node_check profiling pieces manifest fence agreement",
         "metering commit checkpoint_write identity output_dir plan loss_spikes",
         "batching truncation token_columns claims checkpoint_search",
         "encoding",
@@ -74,16 +74,17 @@ LAYERS = {
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
         "__init__ errors records processes devices peers disks",
-        "checks chain notify env_settings claims env_file network memory_limit outcome rendezvous options hang secret_values "
-        "forking",
+        "checks chain notify env_settings claims env_file network memory_limit outcome rendezvous options hang "
+        "secret_values forking",
         "attempts site fork_server",
         "spec",
-        "rank watchdog places sweep_page profiles meeting notes pending logs row_cache",
-        "settings command runs watch",
-        "script agent jobs progress merged_logs",
-        "cluster report executor sweep limits",
-        "submit screen local request_checks input_checks",
-        "batch resuming drill sweep_runner before",
+        "rank watchdog places sweep_page profiles meeting notes pending logs row_cache node_facts",
+        "settings command runs watch node_probe",
+        "script agent jobs progress merged_logs node_group",
+        "cluster report executor sweep limits examination",
+        "submit screen local request_checks input_checks diagnosis",
+        "batch resuming drill sweep_runner before node_report",
+        "doctor",
         "verbs",
         "__main__",
     ],
@@ -91,7 +92,7 @@ LAYERS = {
     "launch/verbs": [
         "__init__ common",
         "submit resume drill status wait cancel list logs top attach tensorboard clean completion profiles",
-        "print run resubmit sweep",
+        "print run resubmit doctor sweep",
     ],
 }
 """Package → its modules, lowest first. Those on one line do not import each other."""

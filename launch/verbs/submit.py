@@ -56,17 +56,22 @@ def following(spec: JobSpec, before: Run, status: Status) -> tuple[JobSpec, str 
 
 def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:
     """(the job, its whole dry run), with everything checked that needs no claim on the run directory."""
+    draft, spec = draft_of(arguments)
+    if problems := request_problems(spec):
+        raise SettingsError(draft.placed(problems))
+    if spec.executor == "slurm":
+        spec = replace(spec, kill_wait_s=cluster.kill_wait_s())
+    return spec, script.plan_text(spec, cluster.without_outer_job(os.environ))
+
+
+def draft_of(arguments: argparse.Namespace) -> tuple[settings.Draft, JobSpec]:
+    """The settings as they were written, and the job that they are where it would run."""
     working_dir = Path.cwd()
     draft = settings.read(request_of(arguments), working_dir, Path.home())
     executor, note = cluster.choose_executor(draft.settings.executor)
     for told in filter(None, (note, found_env_file(working_dir)[1])):
         print(told, file=sys.stderr)
-    spec = settings.resolve(draft, executor, working_dir)
-    if problems := request_problems(spec):
-        raise SettingsError(draft.placed(problems))
-    if executor == "slurm":
-        spec = replace(spec, kill_wait_s=cluster.kill_wait_s())
-    return spec, script.plan_text(spec, cluster.without_outer_job(os.environ))
+    return draft, settings.resolve(draft, executor, working_dir)
 
 
 def request_problems(spec: JobSpec) -> list[Problem]:

@@ -1,0 +1,127 @@
+"""Examines nodes: on Slurm inside an allocation (`salloc … python -m launch.doctor …`), else agents on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import diagnosis, node_report
+from launch.errors import EXAMINATION_FAILED, OK
+from launch.examination import Answers, examine
+from launch.node_group import NodeGroup
+from launch.records import make_directory
+from launch.rendezvous import expand_hostlist
+from launch.spec import JobSpec, python_path
+
+JOB_MIN = 15
+Tell = Callable[[str], None]
+
+
+def srun_words(python: str, num_nodes: int, cpus_per_task: int) -> list[str]:
+    """The step that starts a probe on each node. One that fails or ends does not take the others with it. Pure."""
+    return [
+        "srun", "--overlap", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1",
+        f"--cpus-per-task={cpus_per_task}", "--kill-on-bad-exit=0", "--wait=0", "--no-kill",
+        python, "-u", "-m", "launch.node_probe",
+    ]  # fmt: skip
+
+
+def salloc_words(spec: JobSpec, inner: Sequence[str]) -> list[str]:
+    """The allocation in which nodes are examined, and what runs in it. Pure."""
+    resources = spec.resources
+    options = {
+        "job-name": "doctor",
+        "nodes": resources.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": spec.cpus_per_task,
+        "gpus-per-node": resources.gpus_per_node or None,
+        "mem": f"{resources.mem_gb}G" if resources.mem_gb else None,
+        "time": min(resources.time_min or JOB_MIN, JOB_MIN),
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclude": resources.exclude,
+    }
+    return ["salloc", *(f"--{name}={value}" for name, value in options.items() if value is not None), *inner]
+
+
+def on_slurm(
+    python: str, folder: Path, cpus_per_task: int, environ: Mapping[str, str], ports: Sequence[int], tell: Tell
+) -> Answers:
+    """Examines the nodes of the allocation that this process runs in."""
+    hosts = expand_hostlist(environ["SLURM_JOB_NODELIST"])
+    argv = srun_words(python, len(hosts), cpus_per_task)
+    environment = {**environ, "PYTHONPATH": python_path(environ)}
+    attempt = environ.get("CLEANSFT_ATTEMPT") or "0"
+    group = NodeGroup([(argv, environment)], len(hosts))
+    try:
+        return examine(group, hosts, folder, f"{environ['SLURM_JOB_ID']}.{attempt}", ports=ports, tell=tell)
+    finally:
+        group.close()
+
+
+def here(
+    python: str, folder: Path, num_nodes: int, cpus: int, environ: Mapping[str, str], ports: Sequence[int], tell: Tell
+) -> Answers:
+    """Examines this machine as so many nodes."""
+    base = {**environ, "PYTHONPATH": python_path(environ), "SLURM_CPUS_PER_TASK": str(cpus)}
+    argv = [python, "-u", "-m", "launch.node_probe"]
+    group = NodeGroup([(argv, {**base, "SLURM_NODEID": str(node)}) for node in range(num_nodes)], num_nodes)
+    hosts = [f"{socket.gethostname()}.{node}" if num_nodes > 1 else socket.gethostname() for node in range(num_nodes)]
+    try:
+        return examine(group, hosts, folder, f"doctor-{os.getpid()}.0", ports=ports, is_local=True, tell=tell)
+    finally:
+        group.close()
+
+
+def concluded(answers: Answers, *, is_json: bool, checks: Sequence[Mapping[str, Any]] = ()) -> int:
+    """Prints the report; the exit code."""
+    findings = diagnosis.diagnose(answers)
+    if is_json:
+        from launch.options import JSON_VERSION
+
+        facts = node_report.report_facts(answers, findings)
+        print(json.dumps({"version": JSON_VERSION, "verb": "doctor", "checks": list(checks), **facts}))
+    else:
+        print(node_report.report_text(answers, findings), end="")
+        if wrong := diagnosis.wrong_nodes(findings):
+            names = ",".join(answers.hosts[node] for node in wrong)
+            print(f"\nDo without them: --exclude {names}. Report them to whoever runs the cluster.")
+    return EXAMINATION_FAILED if any(finding.verdict == "error" for finding in findings) else OK
+
+
+def shared_folder(runs_dir: Path) -> Path:
+    """A new folder where runs are made, on the disk that nodes should share."""
+    make_directory(runs_dir)
+    return Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs_dir))
+
+
+def main(words: Sequence[str]) -> int:
+    """`python -m launch.doctor JSON`, which salloc runs: python, runs_dir, cpus_per_task, ports, checks, json."""
+    request = json.loads(words[0])
+    folder = shared_folder(Path(request["runs_dir"]))
+    try:
+        answers = on_slurm(
+            request["python"], folder, request["cpus_per_task"], os.environ, request["ports"], tell_on_terminal
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return concluded(answers, is_json=request["json"], checks=request["checks"])
+
+
+def tell_on_terminal(text: str) -> None:
+    """Shows what is being done, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"{text} …", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
