@@ -110,7 +110,9 @@ def request_stop(run_dir: Path, attempt: int, reason: str) -> None:
 
 def history(run_dir: Path, num_nodes: int) -> list[Attempt]:
     """The attempts since the run was submitted or resumed, oldest first, the last one as it stands now."""
-    found = [_attempt(run_dir, number, num_nodes) for number in numbers(run_dir)]
+    # An attempt that was given up for its nodes, before any rank began, tells nothing of the run.
+    begun = [number for number in numbers(run_dir) if not (read_end(run_dir, number) or {}).get("excluded")]
+    found = [_attempt(run_dir, number, num_nodes) for number in begun]
     claims = [read_begin(run_dir, attempt.number).get("claim") for attempt in found]
     return [attempt for attempt, claim in zip(found, claims, strict=True) if claim == claims[-1]]
 

@@ -24,12 +24,12 @@ JOB_MIN = 15
 Tell = Callable[[str], None]
 
 
-def srun_words(python: str, num_nodes: int, cpus_per_task: int) -> list[str]:
+def srun_words(python: Sequence[str], num_nodes: int, cpus_per_task: int) -> list[str]:
     """The step that starts a probe on each node. One that fails or ends does not take the others with it. Pure."""
     return [
         "srun", "--overlap", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1",
         f"--cpus-per-task={cpus_per_task}", "--kill-on-bad-exit=0", "--wait=0", "--no-kill",
-        python, "-u", "-m", "launch.node_probe",
+        *python, "-u", "-m", "launch.node_probe",
     ]  # fmt: skip
 
 
@@ -54,9 +54,23 @@ def salloc_words(spec: JobSpec, inner: Sequence[str]) -> list[str]:
 
 
 def on_slurm(
-    python: str, folder: Path, cpus_per_task: int, environ: Mapping[str, str], ports: Sequence[int], tell: Tell
+    python: Sequence[str],
+    folder: Path,
+    cpus_per_task: int,
+    environ: Mapping[str, str],
+    ports: Sequence[int],
+    tell: Tell,
 ) -> Answers:
-    """Examines the nodes of the allocation that this process runs in."""
+    """Examines the nodes of the allocation that this process runs in.
+
+    Args:
+        python: the words that run it on a node, in the job's container where there is one.
+        folder: on the disk that the nodes should share.
+        cpus_per_task: CPUs of the probe on each node.
+        environ: of this process, in the allocation.
+        ports: that must be free.
+        tell: is given a line before each part.
+    """
     hosts = expand_hostlist(environ["SLURM_JOB_NODELIST"])
     argv = srun_words(python, len(hosts), cpus_per_task)
     environment = {**environ, "PYTHONPATH": python_path(environ)}

@@ -120,6 +120,21 @@ def requeue(job_id: str) -> None:
         raise LaunchError(f"scontrol requeue {job_id} was refused: {last_line(result.stderr)}")
 
 
+def exclude(job_id: str, nodes: str) -> None:
+    """Lets a job that waits start on other nodes only.
+
+    Args:
+        job_id: the job.
+        nodes: all that it is to avoid, as in sbatch --exclude.
+
+    Raises:
+        LaunchError: Slurm refuses, in its own words.
+    """
+    result = command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
+    if result.returncode != 0:
+        raise LaunchError(f"scontrol update JobId={job_id} ExcNodeList={nodes} was refused: {last_line(result.stderr)}")
+
+
 def cancel(*job_ids: str) -> None:
     """scancel.
 

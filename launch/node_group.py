@@ -53,7 +53,7 @@ class NodeGroup:
         found: dict[int, str] = {}
         deadline = time.monotonic() + timeout_s
         while len(found) < self.num_nodes and (left := deadline - time.monotonic()) > 0:
-            if all(process.poll() is not None for process in self._processes) and self._messages.empty():
+            if not self._can_say_more():
                 break
             try:
                 node, message = self._messages.get(timeout=min(left, 0.2))
@@ -78,7 +78,7 @@ class NodeGroup:
         answers: dict[int, dict[str, Any]] = {}
         deadline = time.monotonic() + timeout_s
         while len(answers) < len(requests) and (left := deadline - time.monotonic()) > 0:
-            if all(process.poll() is not None for process in self._processes) and self._messages.empty():
+            if not self._can_say_more():
                 break
             try:
                 node, message = self._messages.get(timeout=min(left, 0.2))
@@ -88,6 +88,9 @@ class NodeGroup:
                 answers[node] = message
         silent = {"error": f"no answer within {timeout_s:.0f} s"}
         return {node: answers.get(node, silent) for node in requests}
+
+    def _can_say_more(self) -> bool:
+        return any(reader.is_alive() for reader in self._readers) or not self._messages.empty()
 
     def close(self, grace_s: float = 5.0) -> None:
         """Ends the probes."""

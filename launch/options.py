@@ -165,6 +165,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for option, metavar, text in OPTIONS:
         parser.add_argument(f"--{option}", metavar=metavar, help=text)
     parser.add_argument("--fsdp", action="store_true", help="PyTorch FSDP2")
+    parser.add_argument("--preflight", action="store_true", help="the job examines its nodes first, as `doctor` does")
     parser.add_argument("--config", metavar="PATH", help="settings file (default: the quick start's)")
     parser.add_argument("--profile", metavar="NAME", help="file of launch settings, or its name in slurm/profiles/")
     parser.add_argument("--name", metavar="NAME", help="name of the run (default: settings file and time)")

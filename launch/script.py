@@ -49,6 +49,7 @@ def _slurm_script(spec: JobSpec) -> str:
         f"CLEANSFT_ATTEMPT=$({batch} begin {folder})",
         "export CLEANSFT_ATTEMPT",
         '[ -z "$told" ] || ask_to_stop signal',
+        *_preflight(spec),
         "",
         "# One agent per node; it starts the node's ranks. When one fails, all are stopped,",
         "# and the exit code of the training script becomes the exit code of the job.",
@@ -67,6 +68,16 @@ def _slurm_script(spec: JobSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _preflight(spec: JobSpec) -> list[str]:
+    if not spec.preflight:
+        return []
+    return [
+        "",
+        "# The nodes are examined. Where one is wrong, the job ends here and goes back into the queue, without it.",
+        f"{shlex.join([spec.host_python, '-m', 'launch.preflight'])} {shlex.quote(spec.run_dir)}",
+    ]
+
+
 def _agent_words(spec: JobSpec) -> list[str]:
     """What each task of srun runs: the agent, through submitit; in a container, which need not have that, directly."""
     direct = [spec.python, "-u", "-m", "launch.agent", spec.run_dir]
@@ -74,10 +85,16 @@ def _agent_words(spec: JobSpec) -> list[str]:
         return direct  # submitit's files are named after one job each, and not after an array's tasks
     if spec.container is None:
         return [spec.python, "-u", "-m", "submitit.core._submit", f"{spec.run_dir}/submitit"]
+    return [*outside_words(spec), *direct]
+
+
+def outside_words(spec: JobSpec) -> list[str]:
+    """The words in front of a command that let it run in the job's container; none without one. Pure."""
+    if spec.container is None:
+        return []
     needed = [str(ROOT), spec.working_dir, spec.run_dir, str(Path(spec.script).parent)]
     has_gpus = bool(spec.resources.gpus_per_node or "gpu" in (spec.resources.gres or ""))
-    outside = site.container_words(spec.container, needed, spec.working_dir, has_gpus=has_gpus)
-    return [*outside, *direct]
+    return site.container_words(spec.container, needed, spec.working_dir, has_gpus=has_gpus)
 
 
 def array_text(spec: JobSpec, folder: Path) -> str:

@@ -40,6 +40,8 @@ class LaunchSettings(Resources):
     """DeepSpeed ZeRO stage: passes ds_configs/zero<stage>.json on as --deepspeed."""
     fsdp: bool = False
     """PyTorch FSDP2: passes --fsdp true on."""
+    preflight: bool = False
+    """On Slurm: examine the nodes before the ranks start, and go elsewhere without those that are wrong."""
     script: str | None = None
     """Training script; default: sft/train.py of this package."""
     runs_dir: str = "runs"
@@ -252,6 +254,7 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         watchdog=settings.watchdog,
         chain=settings.chain or ("requeue" if settings.script is None else "none"),
         max_restarts=settings.max_restarts,
+        preflight=settings.preflight,
         signal_lead_s=lead_s,
         found_env_file=None if found is None else str(found),
         env_file=None if settings.env_file is None else os.path.abspath(working_dir / settings.env_file),

@@ -130,6 +130,8 @@ class JobSpec:
     """Whether a node's ranks are forked from one process that imports for them, where the script has a file for it."""
     env_file: str | None = None
     """A file of variables that hold secrets, which the ranks' wrappers read."""
+    preflight: bool = False
+    """Whether the job examines its nodes before its ranks start, and goes elsewhere where one is wrong."""
     found_env_file: str | None = None
     """A `.env` that was found where the job was submitted; two names of it are taken (`launch.env_file`)."""
     resume_args: tuple[str, ...] = ()

@@ -85,6 +85,7 @@ LAYERS = {
         "submit screen local request_checks input_checks diagnosis",
         "batch resuming drill sweep_runner before node_report",
         "doctor",
+        "preflight",
         "verbs",
         "__main__",
     ],

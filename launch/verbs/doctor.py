@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             shutil.rmtree(folder, ignore_errors=True)
         return doctor.concluded(answers, is_json=arguments.json, checks=checks.facts(found))
     request = {
-        "python": spec.python,
+        "python": [*script.outside_words(spec), spec.python],
         "runs_dir": str(runs_dir),
         "cpus_per_task": spec.cpus_per_task,
         "ports": ports,

@@ -110,6 +110,8 @@ def request_of(arguments: argparse.Namespace) -> settings.Request:
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
     if arguments.fsdp:
         words.append("--fsdp=true")
+    if arguments.preflight:
+        words.append("--preflight=true")
     return settings.Request(
         config=arguments.config,
         profile=arguments.profile or os.environ.get(profiles.VARIABLE),
