@@ -56,16 +56,6 @@ def zero_stage(config: dict[str, Any]) -> int:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
-def refuse_tiles_under_zero3(config: dict[str, Any], args: Args) -> None:
-    """
-    Raises:
-        SettingsError: stage 3 gathers weights for every tile, and ranks with unlike rows have not as many.
-    """
-    if args.mlp_tile_tokens is not None and zero_stage(config) == 3:
-        rule, remedy = "not be given with ZeRO-3", "Leave it out, or take fsdp or ZeRO-2."
-        raise SettingsError(Problem("mlp_tile_tokens", args.mlp_tile_tokens, rule, remedy))
-
-
 @contextlib.contextmanager
 def partitioned_loading(config: dict[str, Any], world: World, *, enabled: bool) -> Iterator[None]:
     """While it is open, transformers loads a model under ZeRO-3 without holding all of it in any one process.

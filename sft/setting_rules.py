@@ -51,14 +51,23 @@ def problems_between(args: Args) -> Iterator[Problem]:
     yield from _unknown_columns(args)
     yield from _missing_files(args)
     if args.deepspeed is not None and Path(args.deepspeed).is_file():
-        try:
-            config = read_deepspeed_config(args.deepspeed)
-        except SettingsError as error:
-            yield from error.problems
-            return
-        if args.param_dtype == "bfloat16" and not config.get("zero_optimization", {}).get("stage", 0):
-            remedy = "Take ZeRO-1, which keeps float32 weights beside bfloat16 ones."
-            yield Problem("param_dtype", args.param_dtype, "be float32 with ZeRO-0", remedy)
+        yield from _with_zero(args, args.deepspeed)
+
+
+def _with_zero(args: Args, file: str) -> Iterator[Problem]:
+    """What does not go with the stage of ZeRO that a file names."""
+    try:
+        stage = read_deepspeed_config(file).get("zero_optimization", {}).get("stage", 0)
+    except SettingsError as error:
+        yield from error.problems
+        return
+    if args.param_dtype == "bfloat16" and not stage:
+        remedy = "Take ZeRO-1, which keeps float32 weights beside bfloat16 ones."
+        yield Problem("param_dtype", args.param_dtype, "be float32 with ZeRO-0", remedy)
+    if args.mlp_tile_tokens is not None and stage == 3:
+        # Weights would be gathered for every tile, and ranks with unlike rows have not as many.
+        remedy = "Leave it out, or take fsdp or ZeRO-2."
+        yield Problem("mlp_tile_tokens", args.mlp_tile_tokens, "not be given with ZeRO-3", remedy)
 
 
 def _settings_alone(args: Args) -> Iterator[Problem]:

@@ -249,11 +249,10 @@ def build_engine(
 
     if args.deepspeed is not None:
         from sft.deepspeed_config import read_deepspeed_config
-        from sft.deepspeed_engine import DeepSpeedEngine, complete_config, partitioned_loading, refuse_tiles_under_zero3
+        from sft.deepspeed_engine import DeepSpeedEngine, complete_config, partitioned_loading
 
         accumulation = args.accumulation_steps(world.size)
         config = read_deepspeed_config(args.deepspeed)
-        refuse_tiles_under_zero3(config, args)
         config = complete_config(config, args, world, bf16=bf16, accumulation=accumulation)
         with partitioned_loading(config, world, enabled=args.model_config is None):
             built = build()

@@ -121,6 +121,13 @@ def test_a_missing_file_is_named_with_its_line(folder: Path, value: str) -> None
     assert message.count("\n") == 0
 
 
+def test_tiles_under_zero3_are_refused_before_anything_starts(folder: Path) -> None:
+    text = "train_file: here.jsonl\nmlp_tile_tokens: 64\ndeepspeed: ds_configs/zero3.json\n"
+    message = refusal(folder, text)
+    assert message.startswith("there/run.yaml:4: mlp_tile_tokens is 64; it must not be given with ZeRO-3.")
+    assert load(folder, text, "--deepspeed", "ds_configs/zero2.json").mlp_tile_tokens == 64
+
+
 def test_a_missing_file_is_named_by_its_other_spelling_and_by_its_option(folder: Path) -> None:
     message = refusal(folder, "dataset: gone.jsonl\nchat_template_path: gone.jinja\n", "--eval_file", "gone.json")
     assert [line.split(" is ")[0] for line in sorted(message.splitlines())] == [
