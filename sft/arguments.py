@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft.config import ALIASES, ROOT, Args
 from sft.setting_files import found_file
 from sft.setting_rules import FILE_SETTINGS
-from strict_settings import Problem, SettingsError, Source, build, field_docs, parse_command_line, read_yaml
+from strict_settings import Problem, SettingsError, Source, build, field_docs, located, parse_command_line, read_yaml
 
 PROMPT_FILE = Path("prompts") / "system_prompt.txt"
 """Where `optimize-prompt` writes; `evaluate` and `chat` look there from the working directory, as does
@@ -31,14 +32,41 @@ def load_args(
     Raises:
         SettingsError: everything that is wrong, in one message, with file and line.
     """
+    return checked(read_settings(words, config=config), world_size=world_size)
+
+
+def read_settings(words: Sequence[str] | None = None, *, config: str | Path | None = None) -> list[Source]:
+    """What the settings file and the words say, as `load_args` takes them, before it is checked.
+
+    Raises:
+        SettingsError: the file cannot be read, or the words are no options.
+    """
     remaining = _as_options(words or ())
     config = _take_config(remaining) or config
     sources = [read_yaml(config)] if config is not None else []
     sources.append(parse_command_line(Args, remaining, ALIASES))
     folders = [Path(config).resolve().parent] if config is not None else []
-    resolved = (_resolved(source, folders) for source in sources)
+    return [_resolved(source, folders) for source in sources]
+
+
+def checked(sources: Sequence[Source], *, world_size: int | None = None) -> Args:
+    """The settings of the sources, later ones winning.
+
+    Raises:
+        SettingsError: everything that is wrong, in one message, with file and line.
+    """
     check = (lambda args: args.batch_problems(world_size)) if world_size is not None else (lambda _: ())
-    return build(Args, *resolved, aliases=ALIASES, check=check)
+    return build(Args, *sources, aliases=ALIASES, check=check)
+
+
+@contextlib.contextmanager
+def naming_places(sources: Sequence[Source]) -> Iterator[None]:
+    """Adds file and line to a SettingsError that is raised meanwhile: what shows only with the model, the device or
+    the data is told as what shows at once."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(located(error.problems, Args, *sources, aliases=ALIASES)) from error
 
 
 def _as_options(words: Sequence[str]) -> list[str]:

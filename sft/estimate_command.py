@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sft.arguments import load_args
+from sft.arguments import checked, naming_places, read_settings
 from sft.config import Args
 from sft.subject import split_words
 from strict_settings import Problem, SettingsError
@@ -24,14 +24,16 @@ def main(words: Sequence[str]) -> int:
     # `max_length=4096` is `--max_length=4096`, as `launch` has it.
     dashed = [f"--{word}" if _is_assignment(word) else word for word in words]
     options, settings = split_words(_parser(), dashed)
-    args = load_args([*settings, "--config", options.file])
+    sources = read_settings([*settings, "--config", options.file])
+    args = checked(sources)
     rows, sizes = _rows(options, args), _sizes(options, args)
     from sft.estimate import estimate
     from sft.estimate_text import estimate_text, to_json
     from sft.tokenizer import build_tokenizer
 
     machine = _machine(options, args, *sizes)
-    found = estimate(args, build_tokenizer(args), machine, rows)
+    with naming_places(sources):
+        found = estimate(args, build_tokenizer(args), machine, rows)
     print(json.dumps(to_json(found)) if options.json else estimate_text(found), end="\n" if options.json else "")
     return 0
 

@@ -19,12 +19,12 @@ if __name__ == "__main__":
     # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from sft.arguments import describe_settings, load_args
+from sft.arguments import checked, describe_settings, load_args, naming_places, read_settings
 from sft.config import LAUNCHER_OPTIONS, Args
 from sft.errors import LostPeerError, SftError
 from sft.fence import Holder, ended_jobs, refuse_if_held
 from sft.heartbeat import Heartbeat
-from strict_settings import SettingsError
+from strict_settings import SettingsError, Source
 
 if TYPE_CHECKING:
     from sft.dataset import ConversationDataset
@@ -57,33 +57,35 @@ def main(words: Sequence[str], *, owns_process: bool = False) -> int:
     check_only = "--check" in words
     try:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        args = load_args([word for word in words if word != "--check"], world_size=world_size)
+        sources = read_settings([word for word in words if word != "--check"])
+        args = checked(sources, world_size=world_size)
         if not check_only:
             if os.environ.get("RANK", "0") == "0":  # in a tenth of a second: `train_with` looks again
                 holder = Holder.this_process(os.environ)
                 refuse_if_held(Path(args.output_dir), holder, ended_jobs=ended_jobs(os.environ))
-            return _run(args) if owns_process else _train(args, Heartbeat.from_env(os.environ))
+            return _run(args, sources) if owns_process else _train(args, sources, Heartbeat.from_env(os.environ))
     except (SettingsError, SftError) as error:
         return _told(error)
     return 0
 
 
-def _train(args: Args, heartbeat: Heartbeat) -> int:
+def _train(args: Args, sources: Sequence[Source], heartbeat: Heartbeat) -> int:
     from sft.faults import install
     from sft.train_imports import import_libraries
 
     install(os.environ)
     import_libraries()
-    train_with(args, heartbeat)
+    with naming_places(sources):
+        train_with(args, heartbeat)
     return 0
 
 
-def _run(args: Args) -> int:
+def _run(args: Args, sources: Sequence[Source]) -> int:
     """Trains, and heeds signals meanwhile; the exit code."""
     heartbeat = Heartbeat.from_env(os.environ)
     heartbeat.listen()
     try:
-        return _train(args, heartbeat)
+        return _train(args, sources, heartbeat)
     except (SettingsError, SftError) as error:
         heartbeat.tell_reason(error.reason if isinstance(error, SftError) else "")
         return _told(error)

@@ -5,7 +5,7 @@
 
 from strict_settings.command_line import parse_command_line
 from strict_settings.problems import Problem, SettingsError, with_suggestion
-from strict_settings.schema import above, at_least, at_most, below, build, field_docs
+from strict_settings.schema import above, at_least, at_most, below, build, field_docs, located
 from strict_settings.source import Source
 from strict_settings.yaml_file import read_yaml
 
@@ -19,6 +19,7 @@ __all__ = [
     "below",
     "build",
     "field_docs",
+    "located",
     "parse_command_line",
     "read_yaml",
     "with_suggestion",

@@ -106,6 +106,24 @@ def build(
     return instance
 
 
+def located(
+    problems: Iterable[Problem], cls: type, *sources: Source, aliases: Mapping[str, str] | None = None
+) -> tuple[Problem, ...]:
+    """The problems with file and line of their fields, where a source has them: for what is found wrong later than
+    `build`, by those who work with the values.
+
+    Args:
+        problems: of fields of `cls`, by their names; others stay as they are.
+        cls: as for `build`, as are the others.
+        sources: what was written.
+        aliases: other spelling → field name.
+    """
+    merged: dict[Path, tuple[Any, Source]] = {}
+    for source in sources:
+        _flatten(cls, source, source.values, (), aliases or {}, merged, [])
+    return tuple(_placed(problem, merged) for problem in problems)
+
+
 def _cross_checks(instance: Any) -> Iterable[Problem]:
     check = getattr(instance, "problems", None)
     return check() if check else ()

@@ -121,6 +121,24 @@ def test_a_missing_file_is_named_with_its_line(folder: Path, value: str) -> None
     assert message.count("\n") == 0
 
 
+LATER: list[tuple[str, list[str], str]] = [
+    ("activation_offload: true\ngradient_checkpointing: true\n", [], "run.yaml:5: activation_offload is true;"),
+    ("lora: {r: 4, target_modules: [nope]}\n", [], "run.yaml:5: lora.target_modules is ('nope',);"),
+    ("liger: true\n", ["--liger", "true"], "--liger: liger is true; it must be false on a cpu."),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "expected"), LATER, ids=["file", "nested", "option"])
+def test_what_shows_with_the_model_alone_is_told_with_its_place_too(
+    folder: Path, text: str, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = "model_config: {model_type: qwen3, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2}\n"
+    rest = f"tokenizer_name: {TOKENIZER}\ntrain_file: here.jsonl\nchat_template_path: chatml\n"
+    Path("run.yaml").write_text(model + rest + text)
+    assert main(["--config", "run.yaml", "--output_dir", str(folder / "out"), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {expected}")
+
+
 def test_tiles_under_zero3_are_refused_before_anything_starts(folder: Path) -> None:
     text = "train_file: here.jsonl\nmlp_tile_tokens: 64\ndeepspeed: ds_configs/zero3.json\n"
     message = refusal(folder, text)
