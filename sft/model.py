@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ def build_model(
         sizes = config.get_text_config()
         sizes.vocab_size = max(sizes.vocab_size, len(tokenizer))
     is_random = args.model_config is not None or not with_weights
-    model = _from_config(args, config) if is_random else _from_pretrained(args, device or torch.device("cpu"))
+    model = _from_config(args, config) if is_random else _from_pretrained(args, config, device or torch.device("cpu"))
     _fit_vocabulary(model, tokenizer, args)
     model.config.use_cache = False
     if args.gradient_checkpointing:
@@ -78,7 +79,7 @@ def _recompute_one_of(model: Any, every: int) -> None:
         layer.gradient_checkpointing = number % every == 0
 
 
-def _from_pretrained(args: Args, device: torch.device) -> Any:
+def _from_pretrained(args: Args, config: Any, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     few_bits = _in_few_bits(args, device)
@@ -92,7 +93,8 @@ def _from_pretrained(args: Args, device: torch.device) -> Any:
             **few_bits,
         )
     except Exception as error:  # the library raises many kinds; its own words are the best there are
-        raise cannot_load("model_name_or_path", args.model_name_or_path, error) from error
+        blamed = _refused_attention(args, config)
+        raise blamed or cannot_load("model_name_or_path", args.model_name_or_path, error) from error
 
 
 def _in_few_bits(args: Args, device: torch.device) -> dict[str, Any]:
@@ -138,7 +140,31 @@ def _from_config(args: Args, config: Any) -> Any:
     try:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=_attention(args))
     except Exception as error:  # sizes that do not go together show only here
-        raise cannot_load("model_config", args.model_config, error) from error
+        raise _refused_attention(args, config) or cannot_load("model_config", args.model_config, error) from error
+
+
+def _refused_attention(args: Args, config: Any) -> SettingsError | None:
+    """The error for an `attn_implementation` that is not there, where the model builds with its default one; else None:
+    whatever went wrong has another reason."""
+    if args.attn_implementation == "auto":
+        return None
+    words = [_why_not_built(config, attention) for attention in (None, args.attn_implementation)]
+    if words[0] is not None or words[1] is None:
+        return None
+    rule = f"be auto, or one that {config.model_type} has here"
+    return SettingsError(Problem("attn_implementation", args.attn_implementation, rule, words[1]))
+
+
+def _why_not_built(config: Any, attention: str | None) -> str | None:
+    """What transformers says of a model with this attention, tried without memory; None if it builds."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention)
+    except Exception as error:  # the library raises many kinds
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return None
 
 
 def _save_dtype(args: Args, config: Any) -> torch.dtype:

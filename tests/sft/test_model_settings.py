@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -34,6 +35,26 @@ def test_one_of_every_so_many_layers_is_recomputed(tmp_path: Path, every: int, e
         layer.mlp.register_forward_pre_hook(lambda *_, number=number: passes.append(number))
     model(torch.arange(6).unsqueeze(0)).logits.sum().backward()
     assert sorted(passes) == sorted([*range(5), *expected])
+
+
+@pytest.mark.parametrize(("name", "words"), [("foo", "not supported"), ("flash_attention_2", "FlashAttention2")])
+def test_an_attention_that_is_not_there_is_what_is_blamed(tmp_path: Path, name: str, words: str) -> None:
+    """Not the model, which would build without it; and the model where it would not."""
+    if name == "flash_attention_2" and importlib.util.find_spec("flash_attn"):
+        pytest.skip("flash-attn is installed")
+    args = tiny_args(tmp_path / "none", tmp_path, attn_implementation=name)
+    tokenizer = build_tokenizer(args)
+    with pytest.raises(
+        SettingsError, match=rf"^attn_implementation is '{name}'; it must be auto, or .* qwen3.*{words}"
+    ):
+        build_model(args, tokenizer)
+    build_model(tiny_args(tmp_path / "none", tmp_path), tokenizer).model.save_pretrained(tmp_path / "model")
+    saved = {"model_config": None, "model_name_or_path": str(tmp_path / "model")}
+    with pytest.raises(SettingsError, match=rf"^attn_implementation is '{name}'"):
+        build_model(replace(args, **saved), tokenizer)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SettingsError, match=r"^model_name_or_path is "):
+        build_model(replace(args, attn_implementation="eager", **saved), tokenizer)
 
 
 @pytest.mark.parametrize("merge", [False, True])
