@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,19 +11,19 @@ import torch
 from sft.activation_offload import Elsewhere, offload_inputs
 from sft.attention import use_document_attention
 from sft.batching import Batch, collate, collate_flat, collate_packed
-from sft.config import ROOT, Args
+from sft.config import Args
 from sft.deepspeed_config import read_deepspeed_config
 from sft.documents import Document
 from sft.eight_bit import SMALLEST
 from sft.engine import decoder_layers
 from sft.flops import ModelShape, Work, causal_flops, palm_flops, recomputed_flops
-from sft.lora_args import LoraArgs
 from sft.memory import Peak, Setting, Sharing, Sizes, peak, weights_in_bf16
 from sft.memory_trace import Trace, without_casts, without_memory
 from sft.model import build_model
 from sft.packing_check import stateful_part
 from sft.sequence_shards import shard_of
 from sft.trace_depth import trace_of_any_depth
+from sft.ways import REPLICATED, Way, ways
 from sft.world import SequenceGroup
 from strict_settings import Problem, SettingsError
 
@@ -110,6 +110,8 @@ class Estimate:
     sizes: Sizes
     shape: ModelShape
     choices: Sequence[Choice]
+    left_out: Mapping[str, str]
+    """Ways that the settings do not go with → why."""
     recommended: Choice | None
     """The first that fits; None if none does."""
     time: StepTime
@@ -135,38 +137,32 @@ def estimate(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Estima
     setting = _setting(args, machine)
     traced: dict[tuple[bool, bool, bool], _Traced] = {}
 
-    def choice(sharing: Sharing, settings: str, is_yours: bool, is_lora: bool, is_checkpointed: bool) -> Choice:
-        in_bf16 = _in_bf16(sharing, args, machine)
+    def choice(way: Way, is_lora: bool, is_checkpointed: bool) -> Choice:
+        wanted = way.variant(is_lora=is_lora, is_checkpointed=is_checkpointed)
+        in_bf16 = _in_bf16(way.sharing, args, machine)
         key = (is_lora, is_checkpointed, in_bf16)
         if key not in traced:
-            lora = replace(args.lora, enabled=True) if is_lora else LoraArgs(enabled=False)
-            own = replace(args, lora=lora, gradient_checkpointing=is_checkpointed)
-            traced[key] = _traced(own, tokenizer, rows, machine, in_bf16=in_bf16)
-        found = _peak(sharing, traced[key], setting)
+            traced[key] = _traced(wanted, tokenizer, rows, machine, in_bf16=in_bf16)
+        found = _peak(way.sharing, traced[key], setting)
         fits = found.total_bytes <= machine.usable_bytes
-        is_yours = is_yours and (is_lora, is_checkpointed) == (args.lora.enabled, args.gradient_checkpointing)
-        changes = _changes(args, is_lora=is_lora, is_checkpointed=is_checkpointed)
-        return Choice(sharing, (settings, *changes), is_yours, is_lora, is_checkpointed, found, fits)
+        is_yours = way.is_yours and (is_lora, is_checkpointed) == (args.lora.enabled, args.gradient_checkpointing)
+        return Choice(way.sharing, way.changes(args, wanted), is_yours, is_lora, is_checkpointed, found, fits)
 
+    every = list(ways(args, machine.world_size))
     choices = [
-        choice(sharing, settings, is_yours, is_lora, is_checkpointed)
+        choice(way, is_lora, is_checkpointed)
         for is_lora in ([True] if args.lora.enabled else [False, True])
-        for sharing, settings, is_yours in _sharings(args, machine.world_size)
+        for way in every
         for is_checkpointed in (False, True)
-        if is_lora == args.lora.enabled or sharing.name == _REPLICATED
+        if way.refusal is None and (is_lora == args.lora.enabled or way.sharing.name == REPLICATED)
     ]
+    left_out = {way.sharing.name: way.refusal for way in every if way.refusal is not None}
     yours = next(one for key, one in traced.items() if key[0] == args.lora.enabled)
     time = _step_time(yours.shape, args, machine, rows)
     loads_whole = args.deepspeed is None or args.model_config is not None or not _is_stage3(args)
     loading = 4 * yours.sizes.total // (1 if loads_whole else machine.world_size)
-    return Estimate(machine, rows, yours.sizes, yours.shape, choices, recommended(choices), time, loading)
-
-
-def _changes(args: Args, *, is_lora: bool, is_checkpointed: bool) -> Iterator[str]:
-    if is_lora and not args.lora.enabled:
-        yield "lora: {r: 16}"
-    if is_checkpointed != args.gradient_checkpointing:
-        yield f"gradient_checkpointing: {'true' if is_checkpointed else 'false'}"
+    best = recommended(choices)
+    return Estimate(machine, rows, yours.sizes, yours.shape, choices, left_out, best, time, loading)
 
 
 def own_peak(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Peak:
@@ -174,7 +170,7 @@ def own_peak(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Peak:
     if args.deepspeed is not None:
         sharing = Sharing.of_deepspeed("yours", read_deepspeed_config(args.deepspeed))
     else:
-        name = "FSDP" if args.fsdp else _REPLICATED
+        name = "FSDP" if args.fsdp else REPLICATED
         sharing = Sharing(name, fsdp=args.fsdp, shard_size=args.fsdp_shard_size)
     in_bf16 = _in_bf16(sharing, args, machine)
     traced = _traced(args, tokenizer, rows, machine, in_bf16=in_bf16)
@@ -209,46 +205,6 @@ def full_batch(args: Args, rows: Rows, *, is_flat: bool) -> Batch:
     if args.packing:
         return collate_packed([[document] * per_row] * size, 0, args.max_length)
     return collate([document] * size, 0)
-
-
-_REPLICATED = "DDP"
-
-
-def _sharings(args: Args, world_size: int) -> Iterator[tuple[Sharing, str, bool]]:
-    """(the way, what to write, whether the settings have it), the one that communicates least first."""
-    given = args.deepspeed
-    yield Sharing(_REPLICATED), "the default", given is None and not args.fsdp
-    names = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
-    if world_size == 1:  # nobody to share with: only offload helps
-        names = ["zero2_offload", "zero3_offload"]
-    for name in names:
-        path = ROOT / "ds_configs" / f"{name}.json"
-        config = read_deepspeed_config(path)
-        is_yours = given is not None and read_deepspeed_config(given) == config
-        yield Sharing.of_deepspeed(_title(name), config), f"deepspeed: ds_configs/{name}.json", is_yours
-        if name == "zero2_offload":
-            yield from _own(args, names)
-    size = args.fsdp_shard_size
-    if size is not None and size < world_size:
-        settings = f"fsdp: true, fsdp_shard_size: {size}"
-        yield Sharing(f"FSDP by {size}", fsdp=True, shard_size=size), settings, args.fsdp
-        yield Sharing("FSDP", fsdp=True), "fsdp: true, no fsdp_shard_size", False
-    elif world_size > 1 or args.fsdp:
-        yield Sharing("FSDP", fsdp=True), "fsdp: true", args.fsdp
-
-
-def _own(args: Args, names: Sequence[str]) -> Iterator[tuple[Sharing, str, bool]]:
-    """A settings file of the user's own."""
-    if args.deepspeed is None:
-        return
-    config = read_deepspeed_config(args.deepspeed)
-    bundled = [read_deepspeed_config(ROOT / "ds_configs" / f"{name}.json") for name in names]
-    if config not in bundled:
-        yield Sharing.of_deepspeed("yours", config), f"deepspeed: {args.deepspeed}", True
-
-
-def _title(name: str) -> str:
-    return name.replace("zero", "ZeRO-").replace("_offload", " offload")
 
 
 def _is_stage3(args: Args) -> bool:

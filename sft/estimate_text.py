@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,7 @@ _HEADS = ("weights", "grads", "AdamW", "layers", "loss", "buffers")
 
 def estimate_text(found: Estimate) -> str:
     """The model, the table, what is recommended, the time."""
-    parts = [_subject(found), _table(found.choices), _advice(found), _time(found)]
+    parts = [_subject(found), _table(found), _advice(found), _time(found)]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
@@ -31,6 +31,7 @@ def to_json(found: Estimate) -> dict[str, Any]:
         "num_parameters": found.sizes.total,
         "num_trained_parameters": found.sizes.trained,
         "choices": [_choice(choice) for choice in found.choices],
+        "left_out": dict(found.left_out),
         "recommended": _choice(found.recommended) if found.recommended else None,
         "step": asdict(found.time),
         "loading_bytes": found.loading_bytes,
@@ -63,10 +64,10 @@ def _subject(found: Estimate) -> Iterator[str]:
     )
 
 
-def _table(choices: Sequence[Choice]) -> Iterator[str]:
+def _table(found: Estimate) -> Iterator[str]:
     """A row for each way, its total without and with gradient checkpointing; the parts are those without."""
     yield f"{'GiB per device':<22}" + "".join(f"{head:>9}" for head in _HEADS) + f"{'total':>9}{'ckpt.':>9}  host"
-    for (name, is_lora), group in groupby(choices, key=lambda choice: (choice.sharing.name, choice.is_lora)):
+    for (name, is_lora), group in groupby(found.choices, key=lambda choice: (choice.sharing.name, choice.is_lora)):
         plain, checkpointed = sorted(group, key=lambda choice: choice.is_checkpointed)
         title = f"{name} LoRA" if is_lora else name
         is_yours = plain.is_yours or checkpointed.is_yours
@@ -75,6 +76,9 @@ def _table(choices: Sequence[Choice]) -> Iterator[str]:
         line = f"{'→ ' if is_yours else '  '}{title:<20}{cells}{_total(plain)}{_total(checkpointed)}  {host}"
         yield line.rstrip()
     yield "  ✓ fits; ckpt.: total with gradient_checkpointing; →: as the settings have it"
+    by_reason = sorted(found.left_out.items(), key=lambda item: item[1])
+    for reason, ways in groupby(by_reason, key=lambda item: item[1]):
+        yield f"  left out: {', '.join(name for name, _ in ways)}, since {reason}"
 
 
 def _advice(found: Estimate) -> Iterator[str]:

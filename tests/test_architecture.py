@@ -44,7 +44,7 @@ LAYERS = {
         "deepspeed_engine checkpoint export model_check memory_trace",
         "evaluation step_data",
         "loop memory trace_depth",
-        "run_summary metrics intervals",
+        "run_summary metrics intervals ways",
         "resuming scoring loading questions scores halving",
         "train_imports",
         "train estimate generation",

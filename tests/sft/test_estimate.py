@@ -15,6 +15,7 @@ import torch
 from tiny import QWEN3, TOKENIZER, tiny_args, write_conversations
 
 from sft.__main__ import main
+from sft.arguments import load_args
 from sft.attention import use_document_attention
 from sft.batching import Batch, collate, collate_flat
 from sft.config import ROOT
@@ -398,6 +399,43 @@ def test_yours_is_marked_whatever_it_is(run_file: Any, told: Any) -> None:
 def test_yours_is_there_for_one_process_too(run_file: Any, told: Any, settings: dict[str, Any]) -> None:
     _, found, _ = told(run_file(max_length=32, **settings), "--json", "--memory-gib", "4", "--device", "cpu")
     assert [choice["is_yours"] for choice in found["choices"]].count(True) == 1
+
+
+MIXED: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "offloaded inputs": (
+        {"gradient_checkpointing": True, "gradient_checkpointing_every": 2, "activation_offload": True},
+        set(),
+    ),
+    "fsdp": ({"fsdp": True, "fsdp_shard_size": 2}, set()),
+    "zero": ({"deepspeed": "ds_configs/zero2.json"}, set()),
+    "tiles": ({"mlp_tile_tokens": 1024}, {"ZeRO-3", "ZeRO-3 offload"}),
+    "eight bits": (
+        {"optim": "adamw_8bit"},
+        {"ZeRO-1", "ZeRO-2", "ZeRO-2 offload", "ZeRO-3", "ZeRO-3 offload", "FSDP"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "left_out"), MIXED.values(), ids=MIXED)
+def test_what_to_write_for_a_choice_is_what_a_run_takes(
+    run_file: Any, told: Any, settings: dict[str, Any], left_out: set[str]
+) -> None:
+    path = run_file(max_length=32, launch={"procs_per_node": 2}, **settings)
+    words = (path, "--memory-gib", "4", "--device", "cpu")
+    _, found, _ = told(*words, "--json")
+    assert set(found["left_out"]) == left_out
+    assert not left_out & {choice["name"] for choice in found["choices"]}
+    for choice in found["choices"]:
+        options = [f"--{text.replace(': ', '=', 1)}" for text in choice["settings"] if text != "the default"]
+        args = load_args(options, config=path)
+        kept = "DDP" if args.deepspeed is None and not args.fsdp else choice["name"]
+        assert (choice["name"], choice["gradient_checkpointing"], choice["lora"]) == (
+            kept,
+            args.gradient_checkpointing,
+            args.lora.enabled,
+        )
+    if "optim" in settings:
+        assert "left out: ZeRO-1, " in told(*words)[1]
 
 
 BIG = {
