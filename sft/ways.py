@@ -69,7 +69,8 @@ def ways(args: Args, world_size: int) -> Iterator[Way]:
     is_grouped = size is not None and size < world_size
     if is_grouped:
         sharing = Sharing(f"FSDP by {size}", fsdp=True, shard_size=size)
-        yield _way(args, sharing, "fsdp: true", is_yours=args.fsdp, fsdp=True, shard_size=size)
+        setting = f"fsdp: true, fsdp_shard_size: {size}"
+        yield _way(args, sharing, setting, is_yours=args.fsdp, fsdp=True, shard_size=size)
     if world_size > 1 or args.fsdp:
         sharing, is_yours = Sharing("FSDP", fsdp=True), args.fsdp and not is_grouped
         yield _way(args, sharing, "fsdp: true", is_yours=is_yours, fsdp=True, shard_size=None if is_grouped else size)
