@@ -1,10 +1,12 @@
-"""Claim: from the start of a process to its first optimizer step it takes 3.5 s, and 4.5 s under torchrun with two.
+"""Claim: from the start of a process to its first optimizer step it takes 3.5 s, and 4.5 s with two.
 
     python benchmarks/startup.py [--rounds 5] [--imports 20]
 
 The quick start's tokenizer, 20 conversations that are encoded anew, a two-layer model of random weights, the defaults
-otherwise. The clock runs from the command until `training_log.json` holds the first step. `floor` is a process that
-imports torch and the model's own module from transformers and does nothing: what no trainer on top of them can save.
+otherwise. The clock runs from the command until `training_log.json` holds the first step. Two processes are started by
+torchrun by hand, each of which imports for itself, and by the launcher, which forks them from one that has imported
+(docs/decisions/2026-11-21-startup.md), without its audit of the data. `floor` is a process that imports torch and the
+model's own module from transformers and does nothing else.
 Nothing may be compiled: a run that leaves anything in TORCH_EXTENSIONS_DIR ends the benchmark.
 
 With --imports N, the N dearest modules that a run with one process imports, themselves and with all that they import.
@@ -34,6 +36,9 @@ COMMANDS = {
     "one process": [sys.executable, SCRIPT],
     "torchrun, two processes":
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT],
+    "launch, two processes":
+        [sys.executable, "-m", "launch", "run", "--executor", "local", "--nodes", "1", "--procs-per-node", "2",
+         "--cpus-per-task", "2", "--skip-audit", "--name", "run"],
 }  # fmt: skip
 """What is started; the settings file follows."""
 _POLL_S = 0.002
@@ -75,7 +80,7 @@ def settings(work: Path) -> tuple[Path, Path]:
     values = {
         "model_config": TINY, "tokenizer_name": str(ROOT / "sft" / "quickstart" / "tokenizer"), "max_steps": 1,
         "train_file": str(folder / "train.jsonl"), "dataset_cache_dir": str(folder / "cache"),
-        "output_dir": str(folder / "out"),
+        "output_dir": str(folder / "out"), "launch": {"runs_dir": str(folder)},
     }  # fmt: skip
     (folder / "run.yaml").write_text(json.dumps(values), encoding="utf-8")
     return folder / "run.yaml", folder / "out"
@@ -89,12 +94,14 @@ def measure(side: str, path: Path, work: Path, conditions: rounds.Conditions) ->
     command = COMMANDS[side] if side == "floor" else [*COMMANDS[side], "--config", str(run)]
     started = time.perf_counter()
     process = conditions.start(command, environment)
-    log = output_dir / "training_log.json"
-    while process.poll() is None and not log.is_file() and time.perf_counter() - started < _TIMEOUT_S:
+    logs = [output_dir / "training_log.json", run.parent / "run" / "training_log.json"]
+    while (
+        process.poll() is None and not any(log.is_file() for log in logs) and time.perf_counter() - started < _TIMEOUT_S
+    ):
         time.sleep(_POLL_S)
     seconds = time.perf_counter() - started
     said, _ = process.communicate(timeout=_TIMEOUT_S)
-    if process.returncode or (side != "floor" and not log.is_file()):
+    if process.returncode or (side != "floor" and not any(log.is_file() for log in logs)):
         raise SystemExit(f"{side} ended with {process.returncode}\n{said}")
     if extensions.is_dir() and any(extensions.iterdir()):
         raise SystemExit(f"{side} compiled something: {[found.name for found in extensions.iterdir()]}")
