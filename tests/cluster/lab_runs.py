@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from lab_client import Lab, NodeProcess
+from processes_of_runs import environment_of, script_of
 from tiny import QWEN3, TOKENIZER, write_conversations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,11 +103,7 @@ class LabRun:
 
     def script(self, rank: int) -> int:
         """The pid of a rank's training script."""
-        wrapper = self.record(rank)["pid"]
-        (found,) = [
-            process.pid for process in self.lab.node_processes("sft/train.py") if parent(process.pid) == wrapper
-        ]
-        return found
+        return script_of(int(self.record(rank)["pid"]))
 
     def agent(self, node: str) -> int:
         """The pid of a node's agent."""
@@ -191,22 +188,8 @@ class LabRuns:
             self.lab.exec(["scancel", job, *successors])
 
 
-def parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def environment_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return b""

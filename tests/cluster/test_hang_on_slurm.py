@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from faults.recording import Shows
 from lab_client import Lab
+from processes_of_runs import script_of
 from tiny import QWEN3, TOKENIZER, write_conversations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,9 +44,7 @@ def test_a_stopped_rank_is_found_and_both_nodes_are_free(lab: Lab, tmp_path: Pat
     job = str(json.loads((run_dir / "submission.json").read_text())["job_id"])
     try:
         wait_for(lambda: len(list(run_dir.glob("logs/*/rank-1.log"))) == 1 and last_step(run_dir) >= 8, 90)
-        (wrapper,) = [found for found in lab.node_processes() if found.pid == record(run_dir, 1)["pid"]]
-        (script,) = [found for found in lab.node_processes("sft/train.py") if parent(found.pid) == wrapper.pid]
-        os.kill(script.pid, signal.SIGSTOP)
+        os.kill(script_of(record(run_dir, 1)["pid"]), signal.SIGSTOP)
         stopped_at = time.time()
         wait_for(lambda: bool(list(run_dir.glob("exit/*/hang.json"))), 60)
         detection_s = json.loads(next(run_dir.glob("exit/*/hang.json")).read_text())["at"] - stopped_at
@@ -75,10 +74,6 @@ def record(run_dir: Path, rank: int) -> dict[str, Any]:
 def last_step(run_dir: Path) -> int:
     path = run_dir / "training_log.json"
     return int(json.loads(path.read_text())[-1]["step"]) if path.is_file() else 0
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def squeue(lab: Lab, job: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from faults.recording import Shows
+from processes_of_runs import script_of
 from test_faults_of_runs import Runs, wait_for
 
 pytestmark = pytest.mark.ranks
@@ -25,8 +26,7 @@ def test_death_while_a_checkpoint_is_loaded(tmp_path: Path, shows: Shows) -> Non
     run_dir = runs.run_dir("x")
     wait_for(lambda: (run_dir / "exit/1/rank-1.json").exists() and "resuming" not in log_of(run_dir))
     wrapper = json.loads((run_dir / "exit/1/rank-1.json").read_text())["pid"]
-    wait_for(lambda: children(wrapper))
-    os.kill(children(wrapper)[0], signal.SIGKILL)
+    os.kill(script_of(wrapper), signal.SIGKILL)
     ended = runs.end("x")
     codes = [json.loads((run_dir / f"exit/{attempt}/end.json").read_text())["own_code"] for attempt in (0, 1, 2)]
     assert codes == [11, 11, 0]
@@ -44,13 +44,6 @@ def test_death_while_a_checkpoint_is_loaded(tmp_path: Path, shows: Shows) -> Non
 def log_of(run_dir: Path) -> str:
     path = run_dir / "logs/1/rank-0.log"
     return path.read_text() if path.exists() else ""
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def losses(folder: Path) -> list[float]:
