@@ -42,15 +42,18 @@ def evaluated(folder: Path, command: list[str], output: str, *words: str) -> dic
     return {**json.loads((folder / output / "held_out.json").read_text()), "rows": rows, "said": done.stdout}
 
 
-def test_ranks_find_what_one_process_finds(folder: Path) -> None:
-    script = str(ROOT / "sft" / "evaluate.py")
-    alone = evaluated(folder, [sys.executable, "-m", "sft", "evaluate"], "alone")
-    for size in (1, 3, 8):
-        words = [f"--per_device_eval_batch_size={size}"]
-        shared = evaluated(folder, ["torchrun", "--nproc-per-node", "2", script], f"shared-{size}", *words)
-        assert abs(shared["figures"]["loss"]["value"] - alone["figures"]["loss"]["value"]) < 1e-6
-        assert [row["generation"] for row in shared["rows"]] == [row["generation"] for row in alone["rows"]]
-        assert [row["row"] for row in shared["rows"]] == list(range(13))
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Any]:
+    return evaluated(folder, [sys.executable, "-m", "sft", "evaluate"], "alone")
+
+
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.soak), 3, pytest.param(8, marks=pytest.mark.soak)])
+def test_ranks_find_what_one_process_finds(folder: Path, alone: dict[str, Any], size: int) -> None:
+    command = ["torchrun", "--nproc-per-node", "2", str(ROOT / "sft" / "evaluate.py")]
+    shared = evaluated(folder, command, f"shared-{size}", f"--per_device_eval_batch_size={size}")
+    assert abs(shared["figures"]["loss"]["value"] - alone["figures"]["loss"]["value"]) < 1e-6
+    assert [row["generation"] for row in shared["rows"]] == [row["generation"] for row in alone["rows"]]
+    assert [row["row"] for row in shared["rows"]] == list(range(13))
 
 
 def test_the_launcher_runs_it_on_two_nodes(folder: Path) -> None:
