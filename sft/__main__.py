@@ -23,6 +23,8 @@ USAGE = """usage: python -m sft COMMAND …
   evaluate MODEL DATA      answers to held-out rows: matches, F1, ROUGE-L, numbers, loss; two models compared
   optimize-prompt TXT DATA the system prompt, of several, with which a model does best
   chat MODEL               talk with it, in the terminal or through a pipe; --serve for programs
+  export RUN               the model of a run or of one of its checkpoints, to hand on, checked, with a card
+  report RUN …             a page on one run, or on several laid over each other
 
 `python -m sft COMMAND --help` tells more. Exit codes: 0 done, 2 settings, 3 data.
 """
@@ -39,6 +41,8 @@ def main(words: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "optimize-prompt": _optimize_prompt,
         "chat": _chat,
+        "export": _export,
+        "report": _report,
     }
     if not given or given[0] in ("--help", "-h"):
         print(USAGE, end="", file=sys.stdout if given else sys.stderr)
@@ -99,6 +103,18 @@ def _optimize_prompt(words: Sequence[str]) -> int:
 
 def _chat(words: Sequence[str]) -> int:
     from sft.chat_command import main
+
+    return main(words)
+
+
+def _export(words: Sequence[str]) -> int:
+    from sft.export_command import main
+
+    return main(words)
+
+
+def _report(words: Sequence[str]) -> int:
+    from sft.report_command import main
 
     return main(words)
 

@@ -236,8 +236,9 @@ class Args:
     """Settings that may differ from the checkpoint's; also `chat_template` and `tokenizer` (docs/recovery.md)."""
     accept_data_change: bool = False
     """Go on from a checkpoint although the training data has changed since."""
-    report_to: Literal["tensorboard", "none"] = "tensorboard"
-    """Where the scalars go besides `training_log.json`."""
+    report_to: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where the scalars go besides `training_log.json`; `wandb`: to TensorBoard and to Weights & Biases, offline where
+    there is no network or no key (needs wandb; docs/run-directory.md)."""
 
     # The launcher's
     launch: dict[str, Any] = field(default_factory=dict)

@@ -9,22 +9,32 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sft.engine import Engine
 from sft.errors import NonFiniteError
-from sft.storage import TensorEntry, publish, write_tensors
+from sft.storage import MAX_SHARD_BYTES, TensorEntry, publish, write_tensors
 from sft.world import World
 
 _PEFT_PREFIX = "base_model.model."
 
 
+class Weights(Protocol):
+    """A model and its weights, wherever they are; every engine is one."""
+
+    @property
+    def model(self) -> Any:
+        """Of transformers, or peft's around one."""
+
+    def gather(self, name: str) -> Tensor:
+        """One parameter's value, whole (a collective)."""
+
+
 def export_model(
-    engine: Engine, tokenizer: Any, folder: Path, world: World, dtype: torch.dtype, *, merge_adapters: bool = False
+    engine: Weights, tokenizer: Any, folder: Path, world: World, dtype: torch.dtype, *, merge_adapters: bool = False
 ) -> None:
     """Writes what `from_pretrained(folder)` loads: a whole model, or an adapter (peft) and, if asked for, `merged/`.
 
@@ -34,11 +44,11 @@ def export_model(
         NonFiniteError: a weight is no number, or too large for `dtype`; on every rank, and no weights are left there.
     """
     if hasattr(engine.model, "peft_config"):
-        _export_adapter(engine, tokenizer, folder, world)
+        export_adapter(engine, tokenizer, folder, world)
         if merge_adapters:
-            _export_whole(engine, tokenizer, folder / "merged", world, dtype)
+            export_whole(engine, tokenizer, folder / "merged", world, dtype)
     else:
-        _export_whole(engine, tokenizer, folder, world, dtype)
+        export_whole(engine, tokenizer, folder, world, dtype)
 
 
 def export_base_model(model: Any, tokenizer: Any, folder: Path, world: World, dtype: torch.dtype) -> None:
@@ -56,7 +66,15 @@ def export_base_model(model: Any, tokenizer: Any, folder: Path, world: World, dt
         _write_whole(model.get_base_model(), entries, tokenizer, folder, is_main=True, dtype=dtype)
 
 
-def _export_whole(engine: Engine, tokenizer: Any, folder: Path, world: World, dtype: torch.dtype) -> None:
+def export_whole(
+    engine: Weights,
+    tokenizer: Any,
+    folder: Path,
+    world: World,
+    dtype: torch.dtype,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes a whole model, adapters merged; otherwise as `export_model`."""
     model = engine.model
     adapters = _adapters(engine) if hasattr(model, "peft_config") else {}
 
@@ -70,7 +88,15 @@ def _export_whole(engine: Engine, tokenizer: Any, folder: Path, world: World, dt
     entries = [entry(name, tensor) for name, tensor in _saved_tensors(model) if ".lora_" not in name]
     inner = model.get_base_model() if adapters else model
     try:
-        _write_whole(inner, entries, tokenizer, folder, is_main=world.is_main, dtype=dtype)
+        _write_whole(
+            inner,
+            entries,
+            tokenizer,
+            folder,
+            is_main=world.is_main,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+        )
     except NonFiniteError:
         if world.is_main:
             _remove_weights(folder)
@@ -94,7 +120,14 @@ def _finite(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _write_whole(
-    model: Any, entries: list[TensorEntry], tokenizer: Any, folder: Path, *, is_main: bool, dtype: torch.dtype
+    model: Any,
+    entries: list[TensorEntry],
+    tokenizer: Any,
+    folder: Path,
+    *,
+    is_main: bool,
+    dtype: torch.dtype,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -103,7 +136,12 @@ def _write_whole(
         _remove_weights(folder)
         _write_description(model, tokenizer, folder, dtype)
     write_tensors(
-        entries, folder, "model", is_main=is_main, transform=lambda tensors: revert_weight_conversion(model, tensors)
+        entries,
+        folder,
+        "model",
+        is_main=is_main,
+        transform=lambda tensors: revert_weight_conversion(model, tensors),
+        max_shard_bytes=max_shard_bytes,
     )
 
 
@@ -131,7 +169,8 @@ def _remove_weights(folder: Path) -> None:
         path.unlink()
 
 
-def _export_adapter(engine: Engine, tokenizer: Any, folder: Path, world: World) -> None:
+def export_adapter(engine: Weights, tokenizer: Any, folder: Path, world: World) -> None:
+    """Writes the adapter alone, in float32; otherwise as `export_model`."""
     from peft import get_peft_model_state_dict
 
     model = engine.model
@@ -176,13 +215,13 @@ def _plain_name(name: str) -> str:
     return name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", ".")
 
 
-def _adapters(engine: Engine) -> dict[str, Tensor]:
+def _adapters(engine: Weights) -> dict[str, Tensor]:
     """The adapters' weights, whole: they are small."""
     names = [name for name, _ in engine.model.named_parameters() if ".lora_" in name]
     return {name: engine.gather(name).float() for name in names}
 
 
-def _merged(engine: Engine, name: str, adapters: dict[str, Tensor]) -> Tensor:
+def _merged(engine: Weights, name: str, adapters: dict[str, Tensor]) -> Tensor:
     """A weight with the product of its adapters added, as peft's own merging does."""
     buffers: dict[str, Tensor] = dict(engine.model.named_buffers())
     weight = buffers[name] if name in buffers else engine.gather(name)

@@ -12,6 +12,7 @@ from typing import Any
 
 from sft.errors import SftError, StorageError
 from sft.storage import storage_errors, write_json
+from sft.trackers import Tracker
 
 Record = dict[str, Any]
 
@@ -35,6 +36,7 @@ class History:
         tensorboard: bool,
         say: Callable[[str], None] = print,
         check: Callable[[], None] = lambda: None,
+        tracker: Callable[[], Tracker] | None = None,
     ) -> None:
         """
         Args:
@@ -44,6 +46,7 @@ class History:
             tensorboard: also write TensorBoard events, to `output_dir/tensorboard`.
             say: told when the disk takes nothing.
             check: called before anything is written; raises FencedError if another process writes the directory now.
+            tracker: makes what the records go to besides, once the run starts.
         """
         self.records: list[Record] = []
         self._path = output_dir / "training_log.json"
@@ -56,6 +59,8 @@ class History:
         self._lock = threading.Lock()
         self._say = say
         self._check = check
+        self._make_tracker = tracker if is_main else None
+        self._tracker: Tracker | None = None
         self._is_behind = False
 
     def __enter__(self) -> History:
@@ -71,6 +76,8 @@ class History:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def start(self, first_step: int) -> None:
         """Takes up the records of an earlier attempt up to `first_step`, and opens TensorBoard and the bar."""
@@ -87,6 +94,8 @@ class History:
             # What an earlier attempt logged beyond the step from which this one goes on is hidden.
             purge = first_step + 1 if first_step else None
             self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge)
+        if self._make_tracker is not None:
+            self._tracker = self._make_tracker()
         self._bar = tqdm(total=self._num_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5)
 
     def log_step(self, record: Record) -> None:
@@ -157,6 +166,8 @@ class History:
             if self._writer is not None:
                 with storage_errors(self._path):
                     self._writer.flush()
+            if self._tracker is not None:
+                self._tracker.take(list(self.records))
             self._flushed_at = time.monotonic()
             self._is_behind = False
 

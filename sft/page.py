@@ -29,7 +29,7 @@ def inspect_page(views: Sequence[tuple[Inspected | Refused, Sequence[Piece]]], t
         kind="What is trained",
         title=title,
         command="python -m sft inspect",
-        documents=[_document(view, pieces) for view, pieces in views],
+        documents=documents_of(views),
         num_documents=counted(len(shown), "document"),
         num_rows=counted(len({view.row for view, _ in views}), "row"),
         num_tokens=f"{num_tokens:,}",
@@ -38,6 +38,11 @@ def inspect_page(views: Sequence[tuple[Inspected | Refused, Sequence[Piece]]], t
         has_weights=any(view.document.weights is not None for view in shown),
         has_cuts=any(view.is_truncated for view in shown),
     )
+
+
+def documents_of(views: Sequence[tuple[Inspected | Refused, Sequence[Piece]]]) -> list[dict[str, Any]]:
+    """Painted documents, for `painted_document.jinja`."""
+    return [_document(view, pieces) for view, pieces in views]
 
 
 def render_page(template: str, **context: Any) -> str:

@@ -14,10 +14,11 @@ from sft.values import counted
 Row = Mapping[str, Any]
 """A line of the evaluation's JSONL (docs/evaluate.md)."""
 
-_NAMES = {
+NAMES = {
     "exact": "exact match", "normalised": "normalised match", "f1": "token F1", "rouge_l": "ROUGE-L",
     "numeric": "number", "regex": "regular expression", "loss": "loss per token", "perplexity": "perplexity",
 }  # fmt: skip
+"""Metric → what people call it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def table(found: Figures) -> str:
     lines += _columns(
         ("metric", "value", "95 % interval", "rows"),
         [
-            (_NAMES.get(name, name), *(_shown(name, each) for each in (one.value, one.low, one.high)), one.num_rows)
+            (NAMES.get(name, name), *(_shown(name, each) for each in (one.value, one.low, one.high)), one.num_rows)
             for name, one in found.figures.items()
         ],
     )
@@ -128,7 +129,7 @@ def comparison_table(found: Mapping[str, Comparison], model: str, other: str) ->
     lines += _columns(
         ("metric", "difference", "95 % interval", "p"),
         [
-            (_NAMES.get(name, name), *(_shown(name, each, sign="+") for each in (one.difference, one.low, one.high)),
+            (NAMES.get(name, name), *(_shown(name, each, sign="+") for each in (one.difference, one.low, one.high)),
              f"{one.p:.3g}" if one.p >= 1e-3 else "< 0.001")
             for name, one in found.items()
         ],

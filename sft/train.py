@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sft.fence import Fence
     from sft.masking import Masker
     from sft.model import BuiltModel
+    from sft.trackers import Tracker
     from sft.world import World
 
 USAGE = """usage: sft/train.py [--config RUN.yaml] [--NAME VALUE …] [--check] [--help]
@@ -181,9 +182,15 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     world.heartbeat.beat("start", 0)
     built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)
     plan = Plan.of(args, len(train_data), world.size, train_data.lengths)
-    is_tensorboard = args.report_to == "tensorboard"
     check = fence.check if fence is not None else (lambda: None)
-    history = History(output_dir, plan.num_steps, is_main=world.is_main, tensorboard=is_tensorboard, check=check)
+    history = History(
+        output_dir,
+        plan.num_steps,
+        is_main=world.is_main,
+        tensorboard=args.report_to != "none",
+        check=check,
+        tracker=_tracker(args, output_dir),
+    )
     identity = Identity.of(plan.settings(args), train_data.content_hash, masker.parts, args)
     checkpoints = checkpoints_of(output_dir, fence, identity, history, args, plan, world)
     state = resumed(checkpoints, engine, output_dir, args, plan, world)
@@ -200,6 +207,17 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
         history.log_summary(summary(state, history.records))
     world.barrier()
     _say(world, f"model: {output_dir}")
+
+
+def _tracker(args: Args, output_dir: Path) -> Callable[[], Tracker] | None:
+    """What makes the tracker of the settings; it is asked on rank 0 alone."""
+    if args.report_to != "wandb":
+        return None
+    from sft.trackers import WandbTracker, require_wandb
+
+    require_wandb()
+    name = args.run_name or output_dir.resolve().name
+    return lambda: WandbTracker(output_dir, name, args.to_json())
 
 
 def _dataset(

@@ -1,0 +1,237 @@
+"""A report of one run or several as a page: curves, evaluation, masks, attempts, settings. It fetches nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft.inspection import Inspected, Piece, Refused
+from sft.metering import PHASES
+from sft.page import documents_of, render_page
+from sft.painting import visible
+from sft.plots import COLOURS, Curve, plot
+from sft.run_files import Record, attempts_of, evaluations_of, records_of, series, settings_of
+from sft.scores import NAMES
+from sft.values import counted
+
+CURVES = (
+    ("Loss", "loss per token", (("train", "loss", False), ("eval", "eval_loss", True))),
+    ("Learning rate", "learning rate", (("train", "learning_rate", False),)),
+    ("Gradient norm", "2-norm before clipping", (("train", "grad_norm", False),)),
+    ("Throughput", "tokens per second", (("train", "tokens_per_s", False),)),
+)
+"""Title, axis, what is drawn: kind of record, name, whether it has few values."""
+
+Samples = Sequence[tuple[Inspected | Refused, Sequence[Piece]]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory tells."""
+
+    name: str
+    colour: str
+    records: list[Record]
+    evaluations: list[Record]
+    attempts: list[Record]
+    settings: Mapping[str, Any]
+    samples: Samples = field(default=())
+
+
+def read_run(folder: Path, number: int, samples: Samples = ()) -> Run:
+    """
+    Args:
+        folder: the run directory.
+        number: of the run in the report, for its colour.
+        samples: rows of its data, painted.
+    """
+    return Run(
+        folder.resolve().name,
+        COLOURS[number % len(COLOURS)],
+        records_of(folder),
+        evaluations_of(folder),
+        attempts_of(folder),
+        settings_of(folder),
+        samples,
+    )
+
+
+def report_page(runs: Sequence[Run]) -> str:
+    """The whole page."""
+    return render_page(
+        "report.html.jinja",
+        kind="Report" if len(runs) == 1 else f"Report on {len(runs)} runs",
+        title=", ".join(visible(run.name) for run in runs),
+        command="python -m sft report",
+        runs=[{"name": visible(run.name), "colour": run.colour} for run in runs],
+        tiles=[{"run": visible(run.name), "colour": run.colour, "tiles": list(_tiles(run))} for run in runs],
+        curves=list(_curves(runs)),
+        phases=[found for run in runs if (found := _phases(run))],
+        evaluations=[table for run in runs for table in _evaluations(run)],
+        attempts=[found for run in runs if (found := _attempts(run))],
+        data=[_data(run) for run in runs],
+        documents=[each for run in runs for each in documents_of(run.samples)],
+        settings=list(_settings(runs)),
+    )
+
+
+def _tiles(run: Run) -> Iterator[dict[str, str]]:
+    steps, losses = series(run.records, "train", "loss")
+    _, held_out = series(run.records, "eval", "eval_loss")
+    _, rates = series(run.records, "train", "tokens_per_s")
+    _, mfu = series(run.records, "train", "mfu")
+    _, elapsed = series(run.records, "train", "elapsed_s")
+    if losses:
+        yield {"label": "Loss", "value": f"{losses[-1]:.4g}", "more": f"{losses[0]:.4g} at the first step"}
+        yield {
+            "label": "Steps",
+            "value": f"{steps[-1]:,.0f}",
+            "more": f"in {_duration(elapsed[-1]) if elapsed else '?'}",
+        }
+    if held_out:
+        yield {"label": "Best held-out loss", "value": f"{min(held_out):.4g}", "more": f"{held_out[-1]:.4g} at last"}
+    if rates:
+        middle = sorted(rates)[len(rates) // 2]
+        share = f"MFU {sorted(mfu)[len(mfu) // 2]:.1%}" if mfu else ""
+        yield {"label": "Tokens per second", "value": f"{middle:,.0f}", "more": share}
+    if run.attempts:
+        yield {"label": "Attempts", "value": str(len(run.attempts)), "more": _state(run.attempts[-1])}
+
+
+def _curves(runs: Sequence[Run]) -> Iterator[dict[str, str]]:
+    for title, y_name, parts in CURVES:
+        curves = []
+        for run in runs:
+            for kind, name, is_dotted in parts:
+                x, y = series(run.records, kind, name)
+                if x:
+                    label = " · ".join(_labels(run, kind, is_only_run=len(runs) == 1))
+                    other = COLOURS[1] if is_dotted and len(runs) == 1 else run.colour
+                    curves.append(Curve(label, x, y, other, is_dotted))
+        if curves and (svg := plot(curves, y_name)) is not None:
+            yield {"title": title, "svg": svg}
+
+
+def _labels(run: Run, kind: str, *, is_only_run: bool) -> list[str]:
+    what = "held out" if kind == "eval" else "training"
+    return [what] if is_only_run else [run.name, what]
+
+
+def _phases(run: Run) -> dict[str, Any] | None:
+    """Where the mean step's time went, as shares."""
+    seconds = {}
+    for phase in PHASES:
+        _, values = series(run.records, "train", f"{phase}_s")
+        if values:
+            seconds[phase] = sum(values) / len(values)
+    total = sum(seconds.values())
+    if not total:
+        return None
+    parts = [
+        {
+            "name": name,
+            "share": round(100 * each / total, 2),
+            "text": f"{name} {each / total:.0%}",
+            "colour": COLOURS[number],
+        }
+        for number, (name, each) in enumerate(seconds.items())
+        if each
+    ]
+    return {"run": visible(run.name), "parts": parts, "step": f"{1000 * total:,.1f} ms"}
+
+
+def _evaluations(run: Run) -> Iterator[dict[str, Any]]:
+    for each in run.evaluations:
+        rows = [
+            (NAMES.get(name, name), *(f"{one[key]:.4g}" for key in ("value", "low", "high")), one["num_rows"])
+            for name, one in each["figures"].items()
+        ]
+        data = visible(Path(str(each["data"])).name)
+        yield {"run": visible(run.name), "data": data, "rows": rows, "num_rows": counted(each["num_rows"], "row")}
+
+
+def _attempts(run: Run) -> dict[str, Any] | None:
+    """The attempts on a time line from the first one's beginning to the last one's end, in shares of it."""
+    begun = [each for each in run.attempts if each.get("began_at")]
+    if not begun:
+        return None
+    first = min(each["began_at"] for each in begun)
+    last = max(*(each.get("ended_at") or each["began_at"] for each in begun), first + 1.0)
+    bars = []
+    for each in begun:
+        end = each.get("ended_at") or last
+        took = _duration(end - each["began_at"])
+        bars.append(
+            {
+                "x": round(100 * (each["began_at"] - first) / (last - first), 2),
+                "width": round(max(100 * (end - each["began_at"]) / (last - first), 0.5), 2),
+                "is_good": each.get("own_code") == 0,
+                "is_stop": bool(each.get("was_stopped")) or each.get("own_code") == 10,
+                "text": f"{each['attempt']}: from step {each.get('step', 0)}, {took}, {_state(each)}",
+                "reason": visible(str(each.get("reason", ""))),
+            }
+        )
+    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(first))
+    return {"run": visible(run.name), "bars": bars, "span": f"{_duration(last - first)} from {when} UTC"}
+
+
+def _state(attempt: Record) -> str:
+    if "ended_at" not in attempt:
+        return "no end recorded"
+    code = attempt.get("own_code")
+    return (
+        "done"
+        if code == 0
+        else "stopped and saved"
+        if code == 10
+        else "no exit code"
+        if code is None
+        else f"exit code {code}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _data(run: Run) -> dict[str, Any]:
+    settings = run.settings
+    files = dict(settings.get("train_files") or {}) or {str(settings.get("train_file")): 1.0}
+    total, trained = _tokens_seen(run.records)
+    return {
+        "run": visible(run.name),
+        "files": [(visible(name), f"×{times:g}") for name, times in files.items()],
+        "eval_file": visible(str(settings["eval_file"])) if settings.get("eval_file") else None,
+        "tokens": f"{total:,} tokens seen, {trained:,} trained ({trained / max(total, 1):.0%})",
+        "masks": {
+            name: settings[name]
+            for name in ("train_on", "history", "prompt_mismatch", "truncation")
+            if name in settings
+        },
+    }
+
+
+def _tokens_seen(records: Sequence[Record]) -> tuple[int, int]:
+    """(tokens, trained tokens) of the run: as its summary says, or of the steps that were logged."""
+    told = [record for record in records if record["type"] == "summary"] or [
+        record for record in records if record["type"] == "train"
+    ]
+    return sum(record["num_tokens"] for record in told), sum(record["num_trained_tokens"] for record in told)
+
+
+def _settings(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Every setting, those in which the runs differ first."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    rows = []
+    for name in names:
+        values = [json.dumps(run.settings.get(name), ensure_ascii=False) for run in runs]
+        rows.append({"name": name, "values": [visible(value) for value in values], "differs": len(set(values)) > 1})
+    yield from sorted(rows, key=lambda row: not row["differs"])

@@ -1,0 +1,158 @@
+"""The page on one run or several: self-contained, readable, nothing of the data unescaped."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_args, write_conversations
+
+from sft.__main__ import main
+from sft.report import read_run, report_page
+from sft.train import train_with
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs that differ in a setting; `first` has attempts and an evaluation."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = write_conversations(folder / "data.jsonl", 8)
+    for name, rate in (("first", 1e-2), ("second", 1e-3)):
+        args = tiny_args(data, folder / name, max_steps=6, learning_rate=rate, eval_file=str(data), eval_steps=3)
+        train_with(args)
+    for number, (began, ended, code) in enumerate(((100.0, 160.0, 139), (170.0, 400.0, 0))):
+        attempt = folder / "first" / "exit" / str(number)
+        attempt.mkdir(parents=True)
+        (attempt / "attempt.json").write_text(json.dumps({"attempt": number, "step": 3 * number, "began_at": began}))
+        end = {"own_code": code, "ended_at": ended, "reason": "<b>signal</b>" if code else "", "step": 3}
+        (attempt / "end.json").write_text(json.dumps(end))
+    assert main(["evaluate", str(folder / "first"), str(data), "--max-new-tokens", "4"]) == 0
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "br", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_from_anywhere(runs: Path) -> None:
+    assert main(["report", str(runs / "first")]) == 0
+    text = (runs / "first" / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert all(link.startswith("#") for link in page.links)
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_what_a_run_tells_is_on_the_page(runs: Path) -> None:
+    text = report_page([read_run(runs / "first", 0)])
+    for wanted in (
+        "Best held-out loss",
+        "exact match",
+        "from step 3",
+        "exit code 139",
+        "forward",
+        "data.jsonl",
+        "learning_rate",
+    ):
+        assert wanted in text
+    assert "&lt;b&gt;signal&lt;/b&gt;" in text
+    assert "<b>signal" not in text
+
+
+def test_rows_of_the_data_are_painted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(runs / "first"), "--samples", "1", "--output", str(runs / "one.html")]) == 0
+    assert 'class="k t c"' in (runs / "one.html").read_text()
+    shutil.copytree(runs / "first", runs / "moved")
+    settings = json.loads((runs / "moved" / "arguments.json").read_text())
+    (runs / "moved" / "arguments.json").write_text(json.dumps({**settings, "train_file": "gone.jsonl"}))
+    assert main(["report", str(runs / "moved")]) == 0
+    assert "no rows are painted" in capsys.readouterr().err
+
+
+def test_several_runs_are_laid_over_each_other(runs: Path) -> None:
+    text = report_page([read_run(runs / name, number) for number, name in enumerate(("first", "second"))])
+    (differing,) = re.findall(r'<tr class="differs"><td class="mono">learning_rate</td>.*?</tr>', text)
+    assert "0.01" in differing
+    assert "0.001" in differing
+    assert text.index("learning_rate</td>") < text.index("num_train_epochs</td>")  # what differs comes first
+
+
+def test_curves_are_drawn_in_the_colour_of_the_text(runs: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'cleansft[report]'")
+    runs_read = [read_run(runs / name, number) for number, name in enumerate(("first", "second"))]
+    text = report_page(runs_read)
+    assert text.count("<svg") >= 4
+    assert "first · training" in text
+    assert "#000000" not in text
+    assert text == report_page(runs_read)
+    assert "<script" not in text
+
+
+def test_a_run_that_has_just_begun_has_a_page_too(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "training_log.json").write_text("[]")
+    assert main(["report", str(tmp_path / "new"), "--samples", "0"]) == 0
+    assert Page((tmp_path / "new" / "report.html").read_text()).open == []
+
+
+def test_wrong_words_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "must be a run directory" in capsys.readouterr().err
+
+
+def test_a_browser_shows_it_without_a_word_of_complaint(runs: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    (tmp_path / "page.html").write_text(report_page([read_run(runs / "first", 0)]))
+    words = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--window-size=400,1200",
+    ]
+    # The width of what does not fit is written into the title, which the dump shows.
+    script = "<script>document.title = 'overflow ' + (document.documentElement.scrollWidth - innerWidth)</script>"
+    shown = (tmp_path / "page.html").read_text().replace("</body>", f"{script}</body>")
+    (tmp_path / "page.html").write_text(shown)
+    environment: dict[str, Any] = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    command = [
+        browser,
+        *words,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        f"file://{tmp_path / 'page.html'}",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CONSOLE" not in done.stderr
+    (overflow,) = re.findall(r"<title>overflow (-?\d+)</title>", done.stdout)
+    assert int(overflow) <= 0
