@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from launch import checks, input_checks, request_checks
@@ -12,7 +12,9 @@ from launch.checks import Check
 from launch.spec import JobSpec
 
 
-def checked(spec: JobSpec, script: str, environ: Mapping[str, str], *, audits: bool) -> list[Check]:
+def checked(
+    spec: JobSpec, script: str, environ: Mapping[str, str], known: Sequence[Check] = (), *, audits: bool
+) -> list[Check]:
     """All checks, after their table is printed on stderr; none of them is an error.
 
     Slurm is asked, and the memory estimated, while the script looks at its settings and data.
@@ -21,12 +23,16 @@ def checked(spec: JobSpec, script: str, environ: Mapping[str, str], *, audits: b
         spec: the job.
         script: the text of submit.sh.
         environ: the environment of this process.
+        known: rows that are known already; with an error among them nothing else is looked at.
         audits: whether to look at the first rows of the data.
 
     Raises:
         ScriptRefusedError: the script refuses its settings or its data, in its own words.
         ChecksFailedError: one of the other checks has failed.
     """
+    if checks.worst(known) == "error":
+        print(checks.table(known, colours=sys.stderr.isatty()), file=sys.stderr, end="", flush=True)
+        raise checks.ChecksFailedError(known, "Nothing was submitted.")
     with ThreadPoolExecutor(2) as pool:
         slurm = pool.submit(request_checks.of_slurm, spec, script, environ) if spec.executor == "slurm" else None
         memory = pool.submit(input_checks.memory, spec, environ)
@@ -38,7 +44,7 @@ def checked(spec: JobSpec, script: str, environ: Mapping[str, str], *, audits: b
                 said = effects.audit_data(spec, environ)
             except effects.ScriptRefusedError as error:
                 refusal = error
-    found = [*_result(slurm), *found, *audit(said, refusal is not None), *filter(None, [memory.result()])]
+    found = [*known, *_result(slurm), *found, *audit(said, refusal is not None), *filter(None, [memory.result()])]
     print(checks.table(found, colours=sys.stderr.isatty()), file=sys.stderr, end="", flush=True)
     if refusal is not None:
         raise refusal

@@ -125,19 +125,16 @@ class Settings:
         return int(value) if value.isdigit() else default
 
     def resolved(self, value: str) -> Path:
-        """A file of the settings file, without its split."""
-        path = self._folder / Path(value).expanduser()
-        return path if path.exists() or "@" not in value else self._folder / value.rpartition("@")[0]
+        """A file that the settings name: from the working directory, or beside the settings file; without its split."""
+        names = [value, value.rpartition("@")[0]] if "@" in value else [value]
+        folders = (self._working_dir, self._folder)
+        paths = [folder / Path(name).expanduser() for name in names for folder in folders]
+        return next((path for path in paths if path.exists()), paths[0])
 
     def path(self, name: str) -> Path | None:
         """The file or folder that a setting names; None where there is none, as for a hub name."""
-        if name in self._given:
-            path = self._working_dir / Path(self._given[name]).expanduser()
-        elif self[name] is not None:
-            path = self.resolved(str(self[name]))
-        else:
-            return None
-        return path if path.exists() else None
+        path = self.resolved(str(self[name])) if self[name] is not None else None
+        return path if path is not None and path.exists() else None
 
 
 # --- the memory

@@ -179,6 +179,7 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
+    parser.add_argument("--attach", action="store_true", help="where the same was submitted before, go to that run")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     parser.add_argument("--after", metavar="RUN", help="begin when this run is complete; never, if it fails")
     _add_wait(parser)

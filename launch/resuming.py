@@ -98,9 +98,9 @@ def _undo(path: Path, claim: Claim, is_new: bool) -> None:
     if is_new:
         shutil.rmtree(path, ignore_errors=True)
         return
-    for name in ("job.json", "submit.sh", "plan.txt", f"claims/{claim.number}.json"):
+    for name in ("job.json", "submit.sh", "plan.txt", "manifest.json", f"claims/{claim.number}.json"):
         (path / name).unlink(missing_ok=True)
-    for name in ("logs", "exit", "submitit"):
+    for name in ("logs", "exit", "submitit", "code"):
         shutil.rmtree(path / name, ignore_errors=True)
     with contextlib.suppress(OSError):
         claim.path.parent.rmdir()

@@ -232,10 +232,11 @@ def registry_path(environ: Mapping[str, str]) -> Path:
     return Path(state) / "cleansft" / "runs.jsonl"
 
 
-def register(registry: Path, run_dir: Path, name: str, job_id: str) -> None:
+def register(registry: Path, run_dir: Path, name: str, job_id: str, **facts: str) -> None:
     """Adds a line; one write in append mode, so that simultaneous submissions don't mix."""
     make_directory(registry.parent)
-    line = json.dumps({"name": name, "job_id": job_id, "run_dir": str(run_dir), "submitted_at": time.time()})
+    record = {"name": name, "job_id": job_id, "run_dir": str(run_dir), "submitted_at": time.time()}
+    line = json.dumps(record | facts)
     descriptor = os.open(registry, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(descriptor, f"{line}\n".encode())
@@ -253,14 +254,14 @@ def find(wanted: str | None, registry: Path, working_dir: Path) -> Run:
         for path in (working_dir / wanted, working_dir / "runs" / wanted):
             if (path / "job.json").is_file():
                 return Run(path.resolve())
-    entries = _entries(registry)
-    matching = [entry for entry in entries if wanted is None or wanted in (entry["name"], entry["job_id"])]
+    known = entries(registry)
+    matching = [entry for entry in known if wanted is None or wanted in (entry["name"], entry["job_id"])]
     for entry in reversed(matching):
         if (Path(entry["run_dir"]) / "job.json").is_file():
             return Run(Path(entry["run_dir"]))
     if wanted is None:
         raise LaunchError("there is no run yet; start one with `python -m launch submit`.")
-    latest = ", ".join(dict.fromkeys(entry["name"] for entry in reversed(entries[-5:]))) or "none"
+    latest = ", ".join(dict.fromkeys(entry["name"] for entry in reversed(known[-5:]))) or "none"
     raise LaunchError(f"RUN is {wanted!r}; it must be a run's name, job id or directory. Latest: {latest}.")
 
 
@@ -277,11 +278,12 @@ def all_runs(registry: Path, folder: Path | None) -> list[Path]:
             (path.stat().st_mtime, path.parent) for name in names if (path := folder / name / "job.json").is_file()
         ]
         return [path for _, path in sorted(found)]
-    paths = list(dict.fromkeys(entry["run_dir"] for entry in reversed(_entries(registry))))
+    paths = list(dict.fromkeys(entry["run_dir"] for entry in reversed(entries(registry))))
     return [Path(path) for path in reversed(paths) if os.path.exists(f"{path}/job.json")]
 
 
-def _entries(registry: Path) -> list[dict[str, str]]:
+def entries(registry: Path) -> list[dict[str, str]]:
+    """The lines of the list of runs, oldest first."""
     try:
         lines = registry.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

@@ -204,8 +204,14 @@ def _text(source: Source, key: str) -> str | None:
     return value
 
 
-def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path) -> JobSpec:
+def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path, *, is_new: bool = True) -> JobSpec:
     """The job, with every default filled in and every path absolute.
+
+    Args:
+        draft: the settings.
+        executor: what will run it.
+        working_dir: where it is submitted.
+        is_new: its run directory must not be taken.
 
     Raises:
         SettingsError: missing files, or a run directory that can't be made or is taken.
@@ -259,7 +265,8 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         found_env_file=None if found is None else str(found),
         env_file=None if settings.env_file is None else os.path.abspath(working_dir / settings.env_file),
     )
-    if problems := [*job.problems(), *places.file_problems(job, settings.zero), *places.directory_problems(run_dir)]:
+    taken = places.directory_problems(run_dir) if is_new else ()
+    if problems := [*job.problems(), *places.file_problems(job, settings.zero), *taken]:
         raise SettingsError(problems)
     return job
 

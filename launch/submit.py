@@ -137,7 +137,8 @@ def write_submission(run: Run, claim: Claim, submission: dict[str, Any], environ
     facts = {"host": socket.gethostname(), "submitted_at": time.time(), "claim": claim.number}
     write_json(run.path / "submission.json", {**submission, **facts})
     claim.with_job(submission["job_id"])
-    runs.register(runs.registry_path(environ), run.path, run.name, submission["job_id"])
+    signature = str((read_json(run.path / "manifest.json") or {}).get("signature", ""))
+    runs.register(runs.registry_path(environ), run.path, run.name, submission["job_id"], signature=signature)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ LAYERS = {
         "script agent jobs progress merged_logs node_group",
         "cluster report executor sweep limits examination",
         "submit screen local request_checks input_checks diagnosis",
-        "batch resuming drill sweep_runner before node_report",
+        "batch resuming drill sweep_runner before node_report manifest identity",
         "doctor",
         "preflight",
         "verbs",

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launch import before, cluster, devices, local, options, profiles, resuming, runs, script, settings
+from launch import (
+    before,
+    cluster,
+    devices,
+    identity,
+    local,
+    manifest,
+    options,
+    profiles,
+    resuming,
+    runs,
+    script,
+    settings,
+)
 from launch import submit as effects
 from launch.checks import facts
 from launch.env_file import found_env_file
@@ -21,7 +35,10 @@ from strict_settings import Problem, SettingsError
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the plan, or starts the job."""
+    """Prints the plan, or starts the job; with `--attach`, goes to the run that is the same, where there is one."""
+    if arguments.attach and (same := submitted_before(arguments)) is not None:
+        print(f"{same.name} is the same, and was submitted before; nothing is submitted now", file=sys.stderr)
+        return started("submit", same, str(same.job.get("executor")), arguments)
     spec, plan = prepared(arguments)
     dependency = None
     if arguments.after is not None:
@@ -64,14 +81,30 @@ def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:
     return spec, script.plan_text(spec, cluster.without_outer_job(os.environ))
 
 
-def draft_of(arguments: argparse.Namespace) -> tuple[settings.Draft, JobSpec]:
+def submitted_before(arguments: argparse.Namespace) -> Run | None:
+    """The run with the same settings, code and data: in the same directory however it stands, or elsewhere where it
+    waits, runs or is done. None where there is none."""
+    _, spec = draft_of(arguments, is_new=False)
+    made_of, _ = manifest.gather(spec, script.script_text(spec))
+    if identity.signature_of(Run(Path(spec.run_dir))) == made_of["signature"]:
+        return Run(Path(spec.run_dir))
+    found = None if arguments.name else identity.twin(made_of["signature"], registry(), lambda run: Watch(run).now())
+    return Run(found[0].path) if found is not None else None
+
+
+def registry() -> Path:
+    """The list of this user's runs."""
+    return runs.registry_path(os.environ)
+
+
+def draft_of(arguments: argparse.Namespace, *, is_new: bool = True) -> tuple[settings.Draft, JobSpec]:
     """The settings as they were written, and the job that they are where it would run."""
     working_dir = Path.cwd()
     draft = settings.read(request_of(arguments), working_dir, Path.home())
     executor, note = cluster.choose_executor(draft.settings.executor)
     for told in filter(None, (note, found_env_file(working_dir)[1])):
         print(told, file=sys.stderr)
-    return draft, settings.resolve(draft, executor, working_dir)
+    return draft, settings.resolve(draft, executor, working_dir, is_new=is_new)
 
 
 def request_problems(spec: JobSpec) -> list[Problem]:
@@ -98,10 +131,20 @@ def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace, dependenc
     # Claimed before the checks, which take seconds: a second submission is told at once.
     with resuming.claimed(Path(spec.run_dir)) as claim:
         text = script.script_text(spec)
-        checks = before.checked(spec, text, os.environ, audits=not arguments.skip_audit)
+        made_of, patches = manifest.gather(spec, text)
+        twin = identity.twin(made_of["signature"], registry(), lambda run: Watch(run).now())
+        same = identity.check(twin, is_named=_is_named(spec, arguments))
+        checks = before.checked(spec, text, os.environ, same, audits=not arguments.skip_audit)
+        manifest.write(claim.path.parent.parent, made_of, patches)
         run = effects.submit(spec, claim, text, plan, os.environ, dependency=dependency)
     write_json(run.path / "checks.json", {"checks": facts(checks)})
     return run
+
+
+def _is_named(spec: JobSpec, arguments: argparse.Namespace) -> bool:
+    """Whether somebody chose this run's name or directory, on the command line or in the settings file."""
+    made_up = re.fullmatch(r".*-\d{8}-\d{6}(-\d+)?", spec.name)
+    return arguments.name is not None or made_up is None or arguments.command == "resubmit"
 
 
 def request_of(arguments: argparse.Namespace) -> settings.Request:
