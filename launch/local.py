@@ -129,8 +129,9 @@ class Supervisor:
 
     def _start(self, node: int) -> subprocess.Popen[bytes]:
         own = {"CLEANSFT_ATTEMPT": str(self._attempt)}
+        isolated = ["-P"] if self._spec.code_root is not None else []
         return subprocess.Popen(
-            [self._spec.python, "-u", "-m", "launch.agent", str(self._run_dir)],
+            [self._spec.python, "-u", *isolated, "-m", "launch.agent", str(self._run_dir)],
             stdin=subprocess.DEVNULL,
             env={**self._environ, **slurm_variables(self._spec, self._environ["CLEANSFT_JOB_ID"], node), **own},
             preexec_fn=processes.before_exec(signal.SIGTERM),  # noqa: PLW1509 - one thread only

@@ -90,6 +90,18 @@ def code_facts(folder: Path) -> tuple[dict[str, Any], str]:
     }, patch
 
 
+def code_files(folder: Path) -> tuple[list[Path] | None, Path]:
+    """(the files of the code, the folder they are below): those that git knows or would not ignore; of this package
+    without git its own. None where the folder is in no repository."""
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if top is not None:
+        listed = _git(Path(top), "ls-files", "--cached", "--others", "--exclude-standard", "-z") or ""
+        return [Path(top, name) for name in dict.fromkeys(listed.split("\0")[:-1])], Path(top)
+    if folder == ROOT:
+        return [file for name in _OURS for file in sorted((ROOT / name).rglob("*")) if file.suffix != ".pyc"], ROOT
+    return None, folder
+
+
 def _git(folder: Path, *words: str) -> str | None:
     """What git says; None where it fails, is not there, or takes too long."""
     argv = ["git", "-C", str(folder), "-c", "core.quotepath=off", *words]

@@ -171,6 +171,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="name of the run (default: settings file and time)")
     parser.add_argument("--env", metavar="K=V", action="append", default=[], help="variable for the ranks; repeatable")
     parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
+    parser.add_argument("--snapshot", action="store_true", help="the job runs from a copy of the code as it is now")
 
 
 def _add_wait(parser: argparse.ArgumentParser) -> None:
@@ -196,9 +197,7 @@ def _add_drill(parser: argparse.ArgumentParser) -> None:
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
-    parser.add_argument(
-        "--port", metavar="N", type=int, action="append", default=[], help="a port that must be free; repeatable"
-    )
+    parser.add_argument("--port", metavar="N", type=int, action="append", default=[], help="must be free; repeatable")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -343,9 +342,7 @@ VERBS: Mapping[str, Verb] = {
         _SCRIPT,
         has_json=False,
     ),
-    "doctor": Verb(
-        "examine the nodes: clocks, names, ports, GPUs, speed, network", ["--nodes 2 --partition gpu"], _add_doctor
-    ),
+    "doctor": Verb("examine nodes: what is slow or wrong there", ["--nodes 2 --partition gpu"], _add_doctor),
     "completion": Verb(
         "completion of the word `launch` in your shell", ["bash >> ~/.bashrc"], _add_completion, "words"
     ),

@@ -30,7 +30,7 @@ def main(run_dir: Path, environ: Mapping[str, str]) -> int:
     if job is None:
         raise LaunchError(f"{run_dir}/job.json is missing; the run directory must be on a disk that nodes share.")
     spec, records = JobSpec.from_json(job), run_dir / "exit" / str(number)
-    python = [*script.outside_words(spec), spec.python]
+    python = [*script.outside_words(spec), spec.python, *script.isolation(spec)]
     answers = doctor.on_slurm(python, records, spec.cpus_per_task, environ, (), doctor.tell_on_terminal)
     findings = diagnosis.diagnose(answers)
     write_json(records / "preflight.json", node_report.report_facts(answers, findings))

@@ -26,7 +26,7 @@ def _slurm_script(spec: JobSpec) -> str:
         "srun", "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", f"--cpus-per-task={spec.cpus_per_task}",
         *_agent_words(spec),
     ]  # fmt: skip
-    batch = shlex.join([spec.host_python, "-m", "launch.batch"])
+    batch = shlex.join([spec.host_python, *isolation(spec), "-m", "launch.batch"])
     folder = shlex.quote(spec.run_dir)
     lines = [
         "#!/bin/bash",
@@ -74,17 +74,23 @@ def _preflight(spec: JobSpec) -> list[str]:
     return [
         "",
         "# The nodes are examined. Where one is wrong, the job ends here and goes back into the queue, without it.",
-        f"{shlex.join([spec.host_python, '-m', 'launch.preflight'])} {shlex.quote(spec.run_dir)}",
+        f"{shlex.join([spec.host_python, *isolation(spec), '-m', 'launch.preflight'])} {shlex.quote(spec.run_dir)}",
     ]
+
+
+def isolation(spec: JobSpec) -> list[str]:
+    """Python's option for a job that runs from a copy: a module of the working directory, which may be the repository
+    itself, must not come before that of the copy. Pure."""
+    return ["-P"] if spec.code_root is not None else []
 
 
 def _agent_words(spec: JobSpec) -> list[str]:
     """What each task of srun runs: the agent, through submitit; in a container, which need not have that, directly."""
-    direct = [spec.python, "-u", "-m", "launch.agent", spec.run_dir]
+    direct = [spec.python, "-u", *isolation(spec), "-m", "launch.agent", spec.run_dir]
     if spec.container is None and spec.sweep is not None:
         return direct  # submitit's files are named after one job each, and not after an array's tasks
     if spec.container is None:
-        return [spec.python, "-u", "-m", "submitit.core._submit", f"{spec.run_dir}/submitit"]
+        return [spec.python, "-u", *isolation(spec), "-m", "submitit.core._submit", f"{spec.run_dir}/submitit"]
     return [*outside_words(spec), *direct]
 
 
@@ -152,15 +158,16 @@ def _local_script(spec: JobSpec) -> str:
         f"cd {shlex.quote(spec.working_dir)}",
         "",
         "# One agent per node, as on Slurm; the supervisor stops all when one fails.",
-        "exec " + shlex.join([spec.python, "-u", "-m", "launch.local", spec.run_dir]),
+        "exec " + shlex.join([spec.python, "-u", *isolation(spec), "-m", "launch.local", spec.run_dir]),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _prologue(spec: JobSpec) -> list[str]:
     lines = ["", "set -e -o pipefail", "umask 077"]
-    if ROOT.name not in ("site-packages", "dist-packages"):
-        lines.append(f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    if spec.code_root is not None or ROOT.name not in ("site-packages", "dist-packages"):
+        root = shlex.quote(spec.code_root or str(ROOT))
+        lines.append(f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines += site.module_lines(spec.modules)
     if spec.setup:
         lines += ["", "# launch.setup", *spec.setup]

@@ -130,6 +130,8 @@ class JobSpec:
     """Whether a node's ranks are forked from one process that imports for them, where the script has a file for it."""
     env_file: str | None = None
     """A file of variables that hold secrets, which the ranks' wrappers read."""
+    code_root: str | None = None
+    """Where launch and sft stand in the copy of the code that the job runs from; None: where they were submitted."""
     preflight: bool = False
     """Whether the job examines its nodes before its ranks start, and goes elsewhere where one is wrong."""
     found_env_file: str | None = None

@@ -84,6 +84,7 @@ LAYERS = {
         "cluster report executor sweep limits examination",
         "submit screen local request_checks input_checks diagnosis",
         "batch resuming drill sweep_runner before node_report manifest identity",
+        "snapshot",
         "doctor",
         "preflight",
         "verbs",

@@ -22,6 +22,7 @@ from launch import (
     runs,
     script,
     settings,
+    snapshot,
 )
 from launch import submit as effects
 from launch.checks import facts
@@ -136,6 +137,9 @@ def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace, dependenc
         same = identity.check(twin, is_named=_is_named(spec, arguments))
         checks = before.checked(spec, text, os.environ, same, audits=not arguments.skip_audit)
         manifest.write(claim.path.parent.parent, made_of, patches)
+        if getattr(arguments, "snapshot", False):
+            spec = snapshot.take(spec)
+            text, plan = script.script_text(spec), script.plan_text(spec, cluster.without_outer_job(os.environ))
         run = effects.submit(spec, claim, text, plan, os.environ, dependency=dependency)
     write_json(run.path / "checks.json", {"checks": facts(checks)})
     return run
