@@ -60,6 +60,16 @@ class _Kept:
         self.fetched: tuple[Tensor, Any] | None = None
 
 
+def require_gpu(device: torch.device) -> None:
+    """
+    Raises:
+        SettingsError: the device is none.
+    """
+    if device.type != "cuda":
+        rule = f"be false on a {device.type}, whose activations are in the host's memory already"
+        raise SettingsError(Problem("activation_offload", True, rule, "Leave it out, or run on a GPU (CUDA)."))
+
+
 class PinnedMemory:
     """The host's pinned memory, to and from which a GPU copies on streams of their own while it computes."""
 
@@ -71,9 +81,7 @@ class PinnedMemory:
         Raises:
             SettingsError: it is none.
         """
-        if device.type != "cuda":
-            rule = f"be false on a {device.type}, whose activations are in the host's memory already"
-            raise SettingsError(Problem("activation_offload", True, rule, "Leave it out, or run on a GPU (CUDA)."))
+        require_gpu(device)
         self._leaving = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._returning = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._last: _Kept | None = None

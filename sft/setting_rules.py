@@ -76,6 +76,10 @@ def _settings_alone(args: Args) -> Iterator[Problem]:
         if args.sequence_parallel_size > 1 and getattr(args, name) != allowed:
             rule = f"be {str(allowed).lower()} with sequence_parallel_size"
             yield Problem(name, getattr(args, name), rule, "Leave it out.")
+    heads = (args.model_config or {}).get("num_attention_heads")  # a model that has a name is asked later
+    if isinstance(heads, int) and heads % args.sequence_parallel_size:
+        rule = f"divide the model's {heads} attention heads"
+        yield Problem("sequence_parallel_size", args.sequence_parallel_size, rule)
     if args.fsdp_shard_size is not None and not args.fsdp:
         yield Problem("fsdp_shard_size", args.fsdp_shard_size, "come with fsdp: true")
     if args.gradient_checkpointing_every != 1 and not args.gradient_checkpointing:

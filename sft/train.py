@@ -164,6 +164,7 @@ def train_in_world(args: Args, world: World) -> None:
 
 
 def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World) -> None:
+    from sft.device_check import refuse_what_is_not_here
     from sft.export import export_model
     from sft.history import History
     from sft.identity import Identity
@@ -174,6 +175,7 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     from sft.run_summary import summary
     from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
 
+    refuse_what_is_not_here(args, world.device)
     tokenizer = build_tokenizer(args)
     masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stop_tokens(args, tokenizer))
     world.heartbeat.beat("data", 0)

@@ -44,7 +44,7 @@ LAYERS = {
         "deepspeed_engine checkpoint export export_check model_check memory_trace plots",
         "evaluation step_data",
         "loop memory trace_depth",
-        "run_summary metrics intervals ways",
+        "run_summary metrics intervals ways device_check",
         "resuming scoring loading questions scores halving",
         "train_imports",
         "train estimate generation trained_weights model_card",

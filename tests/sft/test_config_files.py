@@ -139,6 +139,29 @@ def test_what_shows_with_the_model_alone_is_told_with_its_place_too(
     assert capsys.readouterr().err.startswith(f"error: {expected}")
 
 
+def test_what_the_machine_lacks_is_told_at_once_and_before_the_data_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
+    options = {"liger": "true", "gradient_checkpointing": "true", "activation_offload": "true", "optim": "adamw_8bit"}
+    Path("here.jsonl").write_text("no data")
+    words = [f"--{name}={value}" for name, value in options.items()]
+    assert main(["here.jsonl", *WORDS, "--output_dir", str(folder / "out"), *words]) == 2
+    told = [line.split(";")[0].removeprefix("error: ") for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        "--liger: liger is true",
+        "--activation_offload: activation_offload is true",
+        "--optim: optim is 'adamw_8bit'",
+    ]
+
+
+def test_heads_that_cannot_be_shared_out_are_refused_with_the_settings(folder: Path) -> None:
+    model = "--model_config={model_type: qwen3, num_attention_heads: 6}"
+    words = ["--train_file=here.jsonl", "--sequence_parallel_size=4", model]
+    message = refusal(folder, "", *words)
+    assert "sequence_parallel_size is 4; it must divide the model's 6 attention heads." in message
+
+
 def test_tiles_under_zero3_are_refused_before_anything_starts(folder: Path) -> None:
     text = "train_file: here.jsonl\nmlp_tile_tokens: 64\ndeepspeed: ds_configs/zero3.json\n"
     message = refusal(folder, text)
