@@ -173,7 +173,7 @@ class Agent:
             if self.stop_signal is not None or watch.requested_stop is not None:
                 self._stop_ranks(launcher, watch)
                 return
-            if watch.ranks_are_gone and have_failed(self._own_records(), self.spec.procs_per_node):
+            if watch.ranks_are_gone and have_ended_early(self._own_records(), self.spec.procs_per_node):
                 return  # torchrun would take seconds to end, with all of torch that it has loaded
             time.sleep(_POLL_S)
         self._await_wrappers()
@@ -312,11 +312,11 @@ class Agent:
                 os.write(self.last_words, f"{line}\n".encode(errors="replace"))
 
 
-def have_failed(records: Sequence[Mapping[str, Any]], num_ranks: int) -> bool:
-    """Whether all ranks of a node have told how they ended, and one of them by a failure. Where none has failed, their
-    launcher still waits for the other nodes'."""
+def have_ended_early(records: Sequence[Mapping[str, Any]], num_ranks: int) -> bool:
+    """Whether all ranks of a node have told how they ended, and one of them before the run's end: by a failure, or told
+    to stop. Where none has, their launcher still waits for the other nodes'."""
     codes = [record["code"] for record in records]
-    return len(codes) == num_ranks and None not in codes and any(code not in (OK, STOPPED) for code in codes)
+    return len(codes) == num_ranks and None not in codes and any(code != OK for code in codes)
 
 
 if __name__ == "__main__":

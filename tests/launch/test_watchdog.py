@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launch import hang, memory_limit
-from launch.agent import have_failed
+from launch.agent import have_ended_early
 from launch.errors import HANG
 from launch.hang import CERTAIN, LIKELY, UNKNOWN, WAITS, judge
 from launch.outcome import exit_line, read_outcome
@@ -269,18 +269,18 @@ def test_an_empty_board_is_no_reason_to_end_anything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "has_failed"),
+    ("codes", "is_early"),
     [
         ([11, 11], True),
         ([0, 3], True),
         ([11, None], False),  # the other one has not said yet how it ended
         ([11], False),
         ([0, 0], False),  # the launcher waits for the other nodes
-        ([10, 10], False),
+        ([10, 10], True),  # one was told to stop; torchrun takes that for a failure
     ],
 )
-def test_a_launcher_whose_ranks_have_failed_is_not_waited_for(codes: list[int | None], has_failed: bool) -> None:
-    assert have_failed([{"code": code} for code in codes], 2) == has_failed
+def test_a_launcher_whose_ranks_have_ended_early_is_not_waited_for(codes: list[int | None], is_early: bool) -> None:
+    assert have_ended_early([{"code": code} for code in codes], 2) == is_early
 
 
 def test_ranks_are_gone_when_all_that_came_have_ended(tmp_path: Path) -> None:
