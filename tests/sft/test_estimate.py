@@ -314,7 +314,7 @@ def test_sharding_by_groups_is_a_choice_beside_that_over_all_ranks(tmp_path: Pat
         found = estimate(args, build_tokenizer(args), machine, Rows(32, 1.0))
         ways = [choice for choice in found.choices if choice.sharing.fsdp and not choice.is_checkpointed]
         assert [(choice.sharing.name, choice.is_yours) for choice in ways] == names
-        assert all(any("fsdp_shard_size" in word for word in choice.settings) == (len(names) > 1) for choice in ways)
+        assert ["fsdp_shard_size: null" in choice.settings for choice in ways] == [not yours for _, yours in names]
         held = [choice.peak.parts["optimizer states"] for choice in ways]
         assert held == sorted(held, reverse=True)
         assert len(set(held)) == len(held)
