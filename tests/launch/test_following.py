@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ from made_runs import calls, end_run, made_run, stand_in
 from launch import script
 from launch.__main__ import main
 from launch.errors import LaunchError
+from launch.local import Supervisor
 from launch.notify import notify
 from launch.outcome import Outcome
-from launch.runs import CANCELLED, COMPLETED, PENDING, RUNNING, Run, Status
+from launch.runs import CANCELLED, COMPLETED, PENDING, RUNNING, Run, Status, View, status_of
 from launch.spec import ROOT, JobSpec
 from launch.verbs.submit import following
 
@@ -57,10 +59,34 @@ def test_sbatch_is_told(before: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "probe.py").write_text("")
     words = ["submit", "--executor", "slurm", "--script", "probe.py", "--after", "before", "--name", "next"]
     assert main(words) == 0
-    (call,) = calls(tmp_path / "bin", "sbatch")
+    call = calls(tmp_path / "bin", "sbatch")[-1]  # after one with --test-only
     assert "--dependency=afterok:7 --kill-on-invalid-dep=yes" in call
     end_run(before, 42)
     assert main([*words[:-1], "other"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "begins", "state"), [(0, True, "RUNNING"), (42, False, "CANCELLED"), (None, False, "RUNNING")]
+)
+def test_a_supervisor_waits_for_the_run_before(
+    tmp_path: Path,
+    before: Run,
+    make_spec: MakeSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int | None,
+    begins: bool,
+    state: str,
+) -> None:
+    """It begins when that is complete, is cancelled when that fails, and ends when it is told to."""
+    monkeypatch.setattr("launch.local.FOLLOW_POLL_S", 0.05)
+    monkeypatch.setattr("launch.executor.view", lambda _: View("running"))
+    own = made_run(tmp_path / "runs" / "own", make_spec, executor="local", after=str(before.path))
+    supervisor = Supervisor(own.path, {})
+    later = threading.Timer(0.2, lambda: supervisor._on_stop(15, None) if code is None else end_run(before, code))
+    later.start()
+    assert supervisor._may_begin() == begins
+    later.join()
+    assert status_of(own, lambda: View("ended" if own.is_cancelled else "running")).state == state
 
 
 def launch(*words: str, **options: object) -> subprocess.CompletedProcess[str]:

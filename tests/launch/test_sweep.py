@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +15,13 @@ from typing import Any
 
 import pytest
 from conftest_golden import check_golden
-from made_runs import calls, end_run, stand_in, write
+from made_runs import calls, end_run, made_run, stand_in, write
 
-from launch import script, sweep
+from launch import executor, processes, script, sweep, sweep_runner
 from launch.__main__ import main
+from launch.claims import make_claim
 from launch.errors import LaunchError
-from launch.runs import Run
+from launch.runs import Run, View, note_cancelled, status_of
 from launch.spec import ROOT, JobSpec
 from launch.sweep import Axis
 from launch.sweep_page import sweep_page
@@ -230,6 +233,82 @@ def test_a_page_shows_names_as_text() -> None:
 
 
 # --- this machine
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, make_spec: Callable[..., JobSpec]) -> Path:
+    """A sweep of three runs whose scripts note when they begin and end."""
+    folder = tmp_path / "runs" / "s"
+    for number in range(3):
+        run = made_run(folder / str(number), make_spec, executor="local", sweep="s", name=f"s-{number}")
+        (run.path / "submission.json").unlink()
+        (run.path / "logs").mkdir()
+        note = f"echo {number} $CLEANSFT_JOB_ID $CLEANSFT_CLAIM >> {folder}"
+        (run.path / "submit.sh").write_text(f"{note}/began; sleep 0.6; {note}/ended")
+        assert make_claim(run.path, 0) is not None
+    write(folder / "sweep.json", {"axes": {"seed": ["1", "2", "3"]}, "points": [{"seed": str(n)} for n in (1, 2, 3)]})
+    return folder
+
+
+@pytest.mark.parametrize(("parallel", "at_most"), [(1, 1), (2, 2)])
+def test_the_runner_keeps_to_the_number_of_runs_at_a_time(
+    scripted: Path, monkeypatch: pytest.MonkeyPatch, parallel: int, at_most: int
+) -> None:
+    monkeypatch.setenv("CLEANSFT_JOB_ID", "local-1")
+    seen: list[int] = []
+    runner = sweep_runner.Runner(scripted, parallel)
+    began = threading.Event()
+
+    def watch() -> None:
+        began.wait()
+        while began.is_set():
+            lines = [len((scripted / name).read_text().split("\n")) - 1 if (scripted / name).exists() else 0
+                     for name in ("ended", "began")]  # fmt: skip
+            seen.append(lines[1] - lines[0])
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began.set()
+    before = signal.getsignal(signal.SIGTERM)
+    runner.run()
+    signal.signal(signal.SIGTERM, before)
+    began.clear()
+    watcher.join()
+    assert [line.split()[0] for line in (scripted / "began").read_text().splitlines()] == ["0", "1", "2"]
+    assert max(seen) == at_most
+    for run, _ in sweep.runs_of(scripted):
+        assert run.submission["pid"] != os.getpid()
+        assert not run.submission.get("waits")
+        assert f"{run.path.name} {run.job_id} 0" in (scripted / "ended").read_text().splitlines()
+
+
+def test_the_runner_passes_over_what_was_cancelled_or_resumed_meanwhile(
+    scripted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLEANSFT_JOB_ID", "local-1")
+    first, second, third = (run for run, _ in sweep.runs_of(scripted))
+    note_cancelled(first.path, "launch cancel")
+    assert make_claim(second.path, 1) is not None
+    before = signal.getsignal(signal.SIGTERM)
+    sweep_runner.Runner(scripted, 1).run()
+    signal.signal(signal.SIGTERM, before)
+    assert [line.split()[0] for line in (scripted / "began").read_text().splitlines()] == ["2"]
+    assert first.submission["waits"]
+    assert executor.view(first).presence == "ended"
+    assert not third.submission.get("waits")
+
+
+def test_a_run_that_waits_for_its_turn_is_pending_and_cancelling_it_ends_no_other(scripted: Path) -> None:
+    run = Run(scripted / "1")
+    ticks = processes.start_ticks(os.getpid())
+    submission = {"executor": "local", "job_id": "local-1", "host": os.uname().nodename, "pid": os.getpid()}
+    write(run.path / "submission.json", submission | {"start_ticks": ticks, "waits": True})
+    assert executor.view(run) == View("waiting", "its turn in the sweep")
+    executor.cancel(run)  # a signal would end these tests
+    assert executor.view(run) == View("ended")
+    assert status_of(run, lambda: executor.view(run)).state == "CANCELLED"
+
 
 COUNTER = """\
 import os, pathlib, sys, time
