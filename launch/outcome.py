@@ -102,10 +102,10 @@ def root_cause_of(failures: Iterable[Failure]) -> Failure | None:
     one that is most surely the cause, whichever node has noticed first."""
     found = list(failures)
     cause = min(found, key=lambda failure: (failure.is_victim, failure.ended_at), default=None)
-    if cause is None or cause.code != HANG:
+    judged = [failure for failure in found if failure.code == HANG or failure.blame is not None]
+    if cause not in judged:
         return cause
-    hanging = [failure for failure in found if failure.code == HANG]
-    return min(hanging, key=lambda failure: (-(failure.blame or 0), failure.step or 0, failure.ended_at))
+    return min(judged, key=lambda failure: (-(failure.blame or 0), failure.step or 0, failure.ended_at))
 
 
 def exit_line(outcome: Outcome, run: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch import attempts
-from launch.hang import CERTAIN, Finding
+from launch.hang import CERTAIN, UNKNOWN, Finding
+from launch.outcome import read_outcome
 from launch.records import make_directory, write_json
 from launch.spec import JobSpec
 from launch.watch import NodeWatch
@@ -88,3 +89,13 @@ def test_an_agent_that_was_killed_is_the_cause_unless_the_job_was_told_to_end(
     assert ("error: the agent of node 1 (n2) died, and its ranks with it" in said) == (not told)
     assert ("LAUNCH-EXIT code=11 reason=agent_died host=n2 " in said) == (not told)
     assert (folder / "node-1.json").exists() == (not told)
+
+
+def test_a_host_that_does_not_answer_is_blamed_before_a_rank_that_may_only_wait(tmp_path: Path) -> None:
+    """As each end of a link that is cut sees it: one has something to send again, the other waits in its step."""
+    for rank, code, blame, reason in ((0, 11, CERTAIN, "host_silent"), (1, 12, UNKNOWN, "hang")):
+        found = {"rank": rank, "node": rank, "host": f"n{rank + 1}", "code": code, "blame": blame, "reason": reason}
+        write_json(tmp_path / f"rank-{rank}.json", {**found, "step": 22, "ended_at": 10.0 - rank})
+    cause = read_outcome(tmp_path, 2).root_cause
+    assert cause is not None
+    assert (cause.rank, cause.code, cause.reason) == (0, 11, "host_silent")
