@@ -65,7 +65,7 @@ def test_the_launcher_runs_it_on_two_nodes(folder: Path) -> None:
 
 def test_an_error_of_one_rank_ends_all(folder: Path) -> None:
     (folder / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
-    words = ["torchrun", "--nproc-per-node", "2", str(ROOT / "sft" / "evaluate.py"), "model", "bad.jsonl"]
+    words = [str(BIN / "torchrun"), "--nproc-per-node", "2", str(ROOT / "sft" / "evaluate.py"), "model", "bad.jsonl"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode != 0
