@@ -26,7 +26,7 @@ class Finding:
     """Something that is not as it must be, or may not go well."""
 
     nodes: tuple[int, ...]
-    """Whom it blames; two for what is between them."""
+    """Whom it blames; two for what is between them; none for what can't be laid on one."""
     what: str
     verdict: Verdict
     remedy: str
@@ -206,14 +206,24 @@ def _rates(answers: Answers) -> Iterator[Finding]:
     for node, answer in sorted(answers.rates.items()):
         if "error" in answer:
             yield Finding((node,), f"matrix products failed: {answer['error']}", "error", "Look at the device there.")
+        elif _is_throttled(answer):
+            verdict: Verdict = "error" if answer["throttled_share"] > 1 - SLOW_ERROR else "warning"
+            what = f"its CPU is slow: a quota held it up for {answer['throttled_share']:.0%} of the time"
+            yield Finding((node,), what, verdict, "Ask for more CPUs there, or have the limit of its cgroup lifted.")
     for (node, index), rate in rates.items():
         others = [other for key, other in rates.items() if key != (node, index)]
         share = rate / median(others) if others else 1.0
+        if _is_throttled(answers.rates[node]):
+            continue  # told with its cause
         if share < SLOW_WARNING:
             device = f"GPU {index}" if answers.rates[node]["device"] == "cuda" else "its CPU"
             what = f"{device} is slow: {rate / 1e12:.3g} TFLOP/s, {share:.0%} of the others"
             remedy = f"Load {answers.facts[node]['load']:.0f}; is another job there, a limit of power, or a CPU quota?"
             yield Finding((node,), what, "error" if share < SLOW_ERROR else "warning", remedy)
+
+
+def _is_throttled(answer: Mapping[str, Any]) -> bool:
+    return bool(answer["device"] == "cpu" and answer.get("throttled_share", 0.0) > 1 - SLOW_WARNING)
 
 
 def _links(answers: Answers) -> Iterator[Finding]:
@@ -242,7 +252,8 @@ def _links(answers: Answers) -> Iterator[Finding]:
 
 def _together(answers: Answers) -> Iterator[Finding]:
     for backend, found in answers.together.items():
-        for node, answer in sorted(found.items()):
-            if "error" in answer:
-                what = f"the all-reduce of all nodes by {backend} failed: {answer['error']}"
-                yield Finding((node,), what, "error", "Pairs were right: look at what they share, as NCCL_* variables.")
+        reasons = Counter(answer["error"] for answer in found.values() if "error" in answer)
+        if reasons:
+            what = f"all nodes together: the all-reduce by {backend} failed ({reasons.most_common(1)[0][0]})"
+            remedy = "Pairs were right: look at what all share, as NCCL_* variables, and at nodes that are slow."
+            yield Finding((), what, "error", remedy)

@@ -15,6 +15,7 @@ from launch.node_probe import START_TIMEOUT_S
 HELLO_TIMEOUT_S = 60.0
 FACTS_TIMEOUT_S = 60.0
 MEET_TIMEOUT_S = 10.0
+TOGETHER_TIMEOUT_S = 30.0
 MAX_ROUNDS = 7
 """Of pairs: all pairs of up to eight nodes; of more, each node with seven others."""
 FEW_NODES = 4
@@ -128,7 +129,7 @@ def _measure(group: NodeGroup, answers: Answers, tell: Callable[[str], None]) ->
         for backend in ("gloo", "nccl") if have_gpus else ("gloo",):
             tell(f"all-reduce of {len(sound)} nodes together, {backend}")
             requests = _requests(sound, backend, ALL_MEGABYTES, -1 if backend == "gloo" else -2, answers)
-            answers.together[backend] = group.ask("meet", requests, 3 * MEET_TIMEOUT_S + 10)
+            answers.together[backend] = group.ask("meet", requests, TOGETHER_TIMEOUT_S + 10)
 
 
 def rounds_of_pairs(nodes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
@@ -167,7 +168,7 @@ def _requests(
             "backend": backend,
             "megabytes": megabytes,
             "repeats": NUM_REPEATS,
-            "timeout_s": MEET_TIMEOUT_S,
+            "timeout_s": MEET_TIMEOUT_S if len(nodes) == 2 else TOGETHER_TIMEOUT_S,
         }
         for rank, node in enumerate(nodes)
     }

@@ -28,7 +28,7 @@ def report_text(answers: Answers, findings: Sequence[Finding]) -> str:
     lines.append("")
     for finding in findings:
         names = " and ".join(answers.hosts[node] for node in finding.nodes)
-        lines.append(f"{finding.verdict:<9}{names} {finding.what}")
+        lines.append(f"{finding.verdict:<9}{f'{names} ' if names else ''}{finding.what}")
         lines += [f"         → {finding.remedy}"] if finding.remedy else []
     if not findings:
         lines.append("nothing is wrong with these nodes")

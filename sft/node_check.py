@@ -3,7 +3,8 @@
 A program of its own: it reads a request per line of standard input and answers each with a line, both JSON, until its
 input ends. It uses nothing of the trainer, so that a node is judged and not the settings.
 
-    {"do": "rate", "seconds": 0.25, "windows": 6}      → {"device": "cpu", "flops_per_s": [5.1e10]}
+    {"do": "rate", "seconds": 0.25, "windows": 6}
+                          → {"device": "cpu", "flops_per_s": [5.1e10], "throttled_share": 0.0}
     {"do": "meet", "address": "10.0.0.1", "port": 12345, "rank": 0, "world": 2, "backend": "gloo", "megabytes": 4,
      "repeats": 5, "timeout_s": 10}                    → {"seconds": 0.011}
 """
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,8 +65,27 @@ def measured_rates(request: dict[str, Any]) -> dict[str, Any]:
         devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     else:
         devices = [torch.device("cpu")]
+    held_up, started = throttled_s(), time.monotonic()
     rates = [rate(device, request["seconds"], request["windows"]) for device in devices]
-    return {"device": devices[0].type, "flops_per_s": rates}
+    share = (throttled_s() - held_up) / (time.monotonic() - started)
+    return {"device": devices[0].type, "flops_per_s": rates, "throttled_share": share}
+
+
+def throttled_s() -> float:
+    """For how long the kernel has held up this process's cgroup for its CPU quota, in seconds; 0 without one."""
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        folders = {"": ("", "unified"), "cpu": ("cpu",), "cpu,cpuacct": ("cpu,cpuacct", "cpu")}.get(controllers, ())
+        for folder in folders:
+            try:
+                text = Path(f"/sys/fs/cgroup/{folder}{path}/cpu.stat").read_text(encoding="ascii")
+            except OSError:
+                continue
+            words = dict(entry.split() for entry in text.splitlines())
+            held_up = int(words.get("throttled_usec", 0)) / 1e6 + int(words.get("throttled_time", 0)) / 1e9
+            if held_up:
+                return held_up
+    return 0.0
 
 
 def met(request: dict[str, Any]) -> dict[str, Any]:

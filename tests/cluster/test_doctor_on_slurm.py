@@ -21,7 +21,7 @@ from lab_client import Lab
 from test_launch_slurm import Launcher
 
 CPU_CGROUPS = Path("/sys/fs/cgroup/cpu")
-QUOTA = 0.3
+QUOTA = 0.2
 HOLDER = """
 import socket, sys, time
 with socket.socket() as listener:

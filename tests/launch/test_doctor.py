@@ -105,6 +105,10 @@ def slow_cpu(answers: Answers) -> None:
     answers.rates[1]["flops_per_s"] = [0.5e11]
 
 
+def throttled(answers: Answers) -> None:
+    answers.rates[1] |= {"flops_per_s": [0.2e11], "throttled_share": 0.8}
+
+
 def torch_fails(answers: Answers) -> None:
     answers.torch[1] = {"error": "sft/node_check.py ended with code 1: no module named torch"}
 
@@ -148,6 +152,7 @@ def fewer_gpus(answers: Answers) -> None:
         (all_ports, "all ports that the launcher tries are taken", ""),
         (other_torch, "has torch 2.12.0; n1, n3 has 2.13.0", "the same"),
         (slow_cpu, "its CPU is slow: 0.05 TFLOP/s", "CPU quota"),
+        (throttled, "its CPU is slow: a quota held it up for 80% of the time", "cgroup"),
         (torch_fails, "torch does not start", "environment"),
         (cut_off, "reaches none of the 2 nodes", "firewall"),
         (memory_errors, "GPU 1 had 3 uncorrectable memory errors", "Drain"),
@@ -188,6 +193,17 @@ def test_a_slow_link_and_a_busy_port_are_warnings() -> None:
     found = diagnose(answers)
     assert {(finding.nodes, finding.verdict) for finding in found} == {((0,), "warning"), ((3,), "warning")}
     assert wrong_nodes(found) == []
+
+
+def test_what_all_fail_at_together_is_laid_on_none() -> None:
+    answers = answers_of(3)
+    answers.together = {"gloo": {node: {"error": "timed out"} for node in range(3)}}
+    (finding,) = diagnose(answers)
+    assert (finding.nodes, finding.verdict) == ((), "error")
+    assert wrong_nodes([finding]) == []
+    assert "error    all nodes together: the all-reduce by gloo failed (timed out)" in node_report.report_text(
+        answers, [finding]
+    )
 
 
 def test_one_clock_that_is_off_is_told_whoever_asks() -> None:
@@ -297,3 +313,34 @@ def test_two_nodes_on_this_machine(tmp_path: Path, busy_port: int) -> None:
     assert found["pairs"][0]["seconds"] < 5
     assert found["together"]["gloo"] > 0
     assert not list((tmp_path / "runs").iterdir())  # nothing is left
+
+
+@pytest.mark.ranks
+def test_a_cpu_quota_is_seen_by_the_kernel_s_own_count() -> None:
+    folder = Path(f"/sys/fs/cgroup/cpu/cleansft-test-{os.getpid()}")
+    try:
+        folder.mkdir()
+        (folder / "cpu.cfs_quota_us").write_text("5000")
+    except OSError as error:
+        pytest.skip(f"no CPU quota can be set here: {error}")
+    program = "\n".join(
+        [
+            "import json, os, sys",
+            "from sft.node_check import measured_rates",  # before the quota: torch is loaded at full speed
+            "request = {'seconds': 0.2, 'windows': 2}",
+            "free = measured_rates(request)",
+            f"open('{folder}/cgroup.procs', 'w').write(str(os.getpid()))",
+            "print(json.dumps([free, measured_rates(request)]))",
+        ]
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    finally:
+        folder.rmdir()
+    assert done.returncode == 0, done.stderr
+    free, held_up = json.loads(done.stdout)
+    assert free["throttled_share"] < 0.1
+    assert held_up["throttled_share"] > 0.4
