@@ -11,8 +11,8 @@ from launch.checks import Check
 from launch.records import read_json
 from launch.runs import COMPLETED, Run, Snapshot, Status
 
-MAX_LOOKED_AT = 20
-"""Of the runs with a signature: the newest."""
+MAX_LOOKED_AT = 3
+"""Of the runs with a signature: the newest. Each that has not ended may cost a call of the scheduler."""
 
 
 def same_runs(signature: str, registry: Path) -> list[Run]:
