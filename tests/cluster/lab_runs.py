@@ -150,7 +150,7 @@ class LabRuns:
         self.environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state")}
         write_conversations(folder / "train.jsonl", 32)
 
-    def __call__(self, *words: str, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *words: str, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "launch", *words]
         return self.lab.exec(command, cwd=self.folder, env=self.environment, timeout=timeout_s)
 

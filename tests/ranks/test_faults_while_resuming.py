@@ -24,9 +24,11 @@ def test_death_while_a_checkpoint_is_loaded(tmp_path: Path, shows: Shows) -> Non
     straight = runs.end("straight")
     runs.start("x", "kill@1:7", *few, launch="nodes: 2, chain: requeue, max_restarts: 2")
     run_dir = runs.run_dir("x")
-    wait_for(lambda: (run_dir / "exit/1/rank-1.json").exists() and "resuming" not in log_of(run_dir))
+    wait_for((run_dir / "exit/1/rank-1.json").exists, 240)
     wrapper = json.loads((run_dir / "exit/1/rank-1.json").read_text())["pid"]
-    os.kill(script_of(wrapper), signal.SIGKILL)
+    script = script_of(wrapper)
+    assert "resuming" not in log_of(run_dir), "it had loaded its checkpoint before it could be killed"
+    os.kill(script, signal.SIGKILL)
     ended = runs.end("x")
     codes = [json.loads((run_dir / f"exit/{attempt}/end.json").read_text())["own_code"] for attempt in (0, 1, 2)]
     assert codes == [11, 11, 0]
