@@ -121,7 +121,10 @@ def test_dry_run_leaves_nothing(probe: Path, capsys: pytest.CaptureFixture[str])
         (["submit", "--script", "none.py", "--executor", "local"], "script is"),
         (["status", "nothing"], "RUN is 'nothing'"),
         (["wait"], "there is no run yet"),
-        (["status", "--", "x"], "only `submit`, `run`, `print` and `drill` pass words on"),
+        (
+            ["status", "--", "x"],
+            "only `submit`, `run`, `print`, `resubmit`, `attach`, `sweep`, `drill` and `completion` pass words on",
+        ),
         (["submit", "--config", "none.yaml"], "none.yaml"),
         (["submit", "--script", "probe.py", "--executor", "local", "--gpus-per-node", "99"], "gpus_per_node is 99; it"),
     ],
@@ -160,8 +163,8 @@ def test_unknown_words(words: list[str]) -> None:
         (["status", "--nodes", "2"], "the option --nodes is unknown; it must be a known option.\n"),
         (
             ["stauts"],
-            "COMMAND is 'stauts'; it must be one of submit, run, print, list, status, logs, cancel, wait, resume, "
-            "drill. Did you mean 'status'?",
+            "COMMAND is 'stauts'; it must be one of submit, run, print, list, status, logs, top, cancel, wait, resume, "
+            "resubmit, attach, tensorboard, clean, sweep, profiles, drill, doctor, completion. Did you mean 'status'?",
         ),
     ],
 )

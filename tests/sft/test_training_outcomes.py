@@ -225,8 +225,8 @@ def test_each_way_to_fail_has_its_exit_code_and_one_message(
     (tmp_path / "bad.jsonl").write_text("{}\n")
     (tmp_path / "file").write_text("")
     cases: list[tuple[dict[str, Any], int, str]] = [
-        ({"model_config": {**QWEN3, "model_type": "no_such"}}, 2, "error: model_config is "),
-        ({"tokenizer_name": str(tmp_path)}, 2, "error: tokenizer_name is "),
+        ({"model_config": {**QWEN3, "model_type": "no_such"}}, 2, "error: --model_config: model_config is "),
+        ({"tokenizer_name": str(tmp_path)}, 2, "error: --tokenizer_name: tokenizer_name is "),
         ({"train_file": str(tmp_path / "bad.jsonl")}, 3, f"error: {tmp_path}/bad.jsonl:1: the row needs `messages`"),
         ({"max_length": 2}, 3, "error: no row has a trained token within max_length 2."),
         ({"output_dir": str(tmp_path / "file" / "out")}, 13, f"error: {tmp_path}/file/out cannot be written"),
@@ -251,7 +251,7 @@ def test_a_run_directory_that_is_written_is_refused_before_anything_is_loaded(
     (tmp_path / "out").mkdir()
     fence = take(tmp_path / "out", Holder.this_process({"SLURM_JOB_ID": "17"}))
     with monkeypatch.context() as patch:
-        patch.setattr("sft.train._import_libraries", lambda: pytest.fail("torch was imported first"))
+        patch.setattr("sft.train_imports.import_libraries", lambda: pytest.fail("torch was imported first"))
         assert main(words(args, output_dir=str(tmp_path / "out"))) == 16
     message = f"error: output_dir is {tmp_path}/out; it must not be written by two processes at a time. It is held by "
     assert capsys.readouterr().err.startswith(f"{message}process {os.getpid()} on ")
