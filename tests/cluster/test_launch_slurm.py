@@ -231,7 +231,7 @@ def test_killed_agent(launch: Launcher) -> None:
     begin = time.monotonic()
     os.kill(agent.pid, signal.SIGKILL)
     waited = launch("wait", "x")
-    assert waited.returncode in (1, 137, 143), waited.stdout
+    assert waited.returncode == 11, waited.stdout
     assert time.monotonic() - begin < MAX_FAILURE_S
     assert launch.slurm_says("x")["JobState"] == "FAILED"
     assert not launch.left_over("x")
