@@ -111,12 +111,18 @@ def parse_partitions(text: str) -> dict[str, Partition]:
 
 def kill_wait_s() -> float | None:
     """Slurm's KillWait: from its SIGTERM to its SIGKILL; None where it can't be read."""
+    found = _configured_number("KillWait")
+    return None if found is None else float(found)
+
+
+def _configured_number(name: str) -> int | None:
+    """The number that a parameter of Slurm's configuration begins with; None where it can't be read."""
     try:
         result = jobs.command("scontrol", "show", "config")
     except LaunchError:
         return None
-    found = re.search(r"^KillWait\s*=\s*(\d+)", result.stdout, re.MULTILINE)
-    return float(found[1]) if found else None
+    found = re.search(rf"^{name}\s*=\s*(\d+)", result.stdout, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def request_problems(spec: JobSpec, partitions: Mapping[str, Partition]) -> Iterator[Problem]:
@@ -228,12 +234,7 @@ def submit_array(path: Path, array: str, token: str, environ: Mapping[str, str])
 
 def max_array_size() -> int | None:
     """Slurm's MaxArraySize: indices of arrays are below it; None where it can't be read."""
-    try:
-        result = jobs.command("scontrol", "show", "config")
-    except LaunchError:
-        return None
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", result.stdout, re.MULTILINE)
-    return int(found[1]) if found else None
+    return _configured_number("MaxArraySize")
 
 
 def _found_again(claim: Claim, said: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from launch import cluster, disks, jobs, limits
 from launch.checks import Check, Verdict
+from launch.options import without_options
 from launch.spec import DEFAULT_SCRIPT, JobSpec, python_path
 from strict_settings import SettingsError, read_yaml
 
@@ -146,7 +147,7 @@ def memory(spec: JobSpec, environ: Mapping[str, str]) -> Check | None:
         return None
     found = limits.read_limits(spec.resources.partition) if spec.executor == "slurm" else None
     gib = gpu_gib(found.gpu_kinds if found is not None else ())
-    words = _without_config(spec.script_args)
+    words = without_options(spec.script_args, ("config",))
     command = [spec.python, str(DEFAULT_SCRIPT.with_name("__main__.py")), "estimate", spec.config, "--json"]
     command += [f"--nodes={spec.resources.nodes}", f"--procs-per-node={spec.procs_per_node}", "--device=cuda"]
     command += [f"--memory-gib={gib or 80}", *words]
@@ -161,15 +162,6 @@ def memory(spec: JobSpec, environ: Mapping[str, str]) -> Check | None:
     if done.returncode:
         return Check("memory per GPU", "no estimate", "warning", jobs.last_line(done.stderr))
     return of_estimate(json.loads(done.stdout), gib)
-
-
-def _without_config(words: Sequence[str]) -> list[str]:
-    kept, skips = [], False
-    for word in words:
-        if not skips and word != "--config":
-            kept.append(word)
-        skips = word == "--config"
-    return kept
 
 
 def gpu_gib(kinds: Sequence[str]) -> int | None:

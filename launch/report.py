@@ -17,11 +17,8 @@ from launch.records import read_json
 from launch.runs import FAILED, PENDING, RUNNING, Run, Status
 
 
-def status_facts(run: Run, status: Status) -> dict[str, Any]:
-    """All that is known of a run, as plain values: what `--json` prints. docs/launcher.md describes the fields."""
-    progress = read_progress(run)
-    cause = status.outcome.root_cause if status.has_ended else None
-    resources = run.job.get("resources", {})
+def run_facts(run: Run, status: Status) -> dict[str, Any]:
+    """What a list of runs tells of each, as plain values."""
     return {
         "run": run.name,
         "path": str(run.path),
@@ -30,17 +27,27 @@ def status_facts(run: Run, status: Status) -> dict[str, Any]:
         "state": status.state,
         "code": status.code if status.has_ended else None,
         "reason": status.reason,
+        "nodes": run.num_nodes,
+        "attempt": run.attempt,
+        "submitted_at": run.submission.get("submitted_at"),
+    }
+
+
+def status_facts(run: Run, status: Status) -> dict[str, Any]:
+    """All that is known of a run, as plain values: what `--json` prints. docs/launcher.md describes the fields."""
+    progress = read_progress(run)
+    cause = status.outcome.root_cause if status.has_ended else None
+    resources = run.job.get("resources", {})
+    return {
+        **run_facts(run, status),
         "explanation": explanation(status.reason) if status.state == PENDING else "",
         "starts_at": status.starts_at or None,
         "is_guess": status.is_guess,
-        "submitted_at": run.submission.get("submitted_at"),
-        "nodes": run.num_nodes,
         "ranks": {
             "expected": run.num_nodes * int(resources.get("procs_per_node") or 1),
             "started": status.outcome.num_ranks_started,
             "ended": status.outcome.num_ranks_ended,
         },
-        "attempt": run.attempt,
         "attempts": [_attempt_facts(run, number) for number in attempts.numbers(run.path)],
         "progress": {
             "step": progress.step,

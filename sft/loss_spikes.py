@@ -32,13 +32,12 @@ class SpikeRule:
     """Robust standard deviations above the median from which on a loss is one; infinite: none is."""
     num_warmup_steps: int
     """While the learning rate rises, losses fall fast, and none is a spike."""
-    max_in_a_row: int
 
     @classmethod
     def of(cls, args: Args, num_steps: int) -> SpikeRule:
         """That of a run of so many steps."""
         deviations = math.inf if args.skip_loss_spikes is None else args.skip_loss_spikes
-        return cls(deviations, num_warmup_steps(num_steps, args), args.max_loss_spikes)
+        return cls(deviations, num_warmup_steps(num_steps, args))
 
     def highest_loss(self, step: int, recent: Sequence[float]) -> float:
         """The highest loss with which this step is still made.

@@ -183,15 +183,7 @@ def _state(attempt: Record) -> str:
     if "ended_at" not in attempt:
         return "no end recorded"
     code = attempt.get("own_code")
-    return (
-        "done"
-        if code == 0
-        else "stopped and saved"
-        if code == 10
-        else "no exit code"
-        if code is None
-        else f"exit code {code}"
-    )
+    return {0: "done", 10: "stopped and saved", None: "no exit code"}.get(code, f"exit code {code}")
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from launch.errors import OK, LaunchError
 from launch.executor import ViewOfMany
 from launch.progress import read_progress
 from launch.records import read_json, write_text
-from launch.report import duration
+from launch.report import duration, run_facts
 from launch.row_cache import RowCache, key_of
 from launch.runs import Snapshot, Status
 from launch.sweep_page import sweep_page
@@ -111,16 +111,7 @@ def _rows(paths: list[Path], cache: RowCache) -> Iterator[dict[str, Any]]:
 def _row(run: Snapshot, status: Status) -> dict[str, Any]:
     progress = read_progress(run) if status.state == runs.RUNNING else None
     return {
-        "run": run.name,
-        "path": str(run.path),
-        "job_id": run.job_id,
-        "executor": run.job.get("executor"),
-        "state": status.state,
-        "code": status.code if status.has_ended else None,
-        "reason": status.reason,
-        "nodes": run.num_nodes,
-        "attempt": run.attempt,
-        "submitted_at": run.submission.get("submitted_at"),
+        **run_facts(run, status),
         "step": None if progress is None else progress.step,
         "num_steps": None if progress is None else progress.num_steps,
         "eta_s": None if progress is None else progress.eta_s,

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     spec, plan = prepared(arguments)
     dependency = None
     if arguments.after is not None:
-        earlier = runs.find(arguments.after, runs.registry_path(os.environ), Path.cwd())
+        earlier = runs.find(arguments.after, registry(), Path.cwd())
         spec, dependency = following(spec, earlier, Watch(earlier).now())
     if arguments.dry_run:
         return show("submit", spec, plan, is_json=arguments.json)

@@ -19,7 +19,7 @@ from sft.loss_spikes import MIN_LOSSES, WINDOW, SpikeRule
 from sft.plan import Plan
 from sft.train import train_with
 
-RULE = SpikeRule(4.0, 0, 3)
+RULE = SpikeRule(4.0, 0)
 STEADY = [1.0 + 0.1 * (number % 3 - 1) for number in range(30)]
 """0.9, 1.0, 1.1, …: their median is 1, and so is the median distance from it 0.1."""
 
@@ -37,8 +37,8 @@ def test_losses_that_hardly_differ_have_room_too() -> None:
     ("rule", "step", "recent"),
     [
         (RULE, 100, STEADY[: MIN_LOSSES - 1]),
-        (SpikeRule(4.0, 100, 3), 100, STEADY),
-        (SpikeRule(math.inf, 0, 3), 100, STEADY),
+        (SpikeRule(4.0, 100), 100, STEADY),
+        (SpikeRule(math.inf, 0), 100, STEADY),
     ],
     ids=["few losses", "warm-up", "off"],
 )
@@ -48,7 +48,7 @@ def test_nothing_is_a_spike(rule: SpikeRule, step: int, recent: list[float]) -> 
 
 def test_as_many_losses_are_remembered_as_are_compared_with() -> None:
     assert RULE.remembered(tuple(range(WINDOW)), 7.0) == (*range(1, WINDOW), 7.0)
-    assert SpikeRule(math.inf, 0, 3).remembered((), 7.0) == ()
+    assert SpikeRule(math.inf, 0).remembered((), 7.0) == ()
 
 
 # --- runs: forty rows alike, and one or more that nobody could foresee
