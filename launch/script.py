@@ -56,16 +56,30 @@ def _slurm_script(spec: JobSpec) -> str:
         "export SUBMITIT_EXECUTOR=slurm",
         f"{shlex.join(srun)} &",
         "srun=$!",
+        *_end_of_torn_step(spec, folder),
         "# In the background, as a trap runs only between commands; `wait` returns early for one.",
         "while true; do",
         "  code=0; wait $srun || code=$?",
         "  kill -0 $srun 2> /dev/null || break",
         "done",
+        "kill $watcher 2> /dev/null || true",
         "",
         "# What follows: the end, the same job again, or its successor.",
         f"{batch} end {folder} $code $told",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _end_of_torn_step(spec: JobSpec, folder: str) -> list[str]:
+    return [
+        "# Where a node's slurmstepd was killed, srun is never told that its agent has ended, and would keep the nodes",
+        "# until the time limit. So it is ended itself, half a minute after the records of all agents are there.",
+        "all_ended() {",
+        f'  set -- {folder}/exit/$CLEANSFT_ATTEMPT/node-*.json; [ $# -ge {spec.resources.nodes} ] && [ -e "$1" ]',
+        "}",
+        "{ until all_ended; do sleep 10; done; sleep 30; kill -KILL $srun; } 2> /dev/null &",
+        "watcher=$!; disown $watcher",
+    ]
 
 
 def _preflight(spec: JobSpec) -> list[str]:

@@ -115,16 +115,19 @@ def test_a_killed_slurmstepd(runs: LabRuns, lab: Lab, shows: Shows) -> None:
     before = run.processes()
     (step,) = lab.node_processes(rf"slurmstepd: \[{run.job_id}\.0\]", node="n2")
     os.kill(step.pid, signal.SIGKILL)
-    killed_at = time.time()
-    free_s = run.gone_after([process for process in before if process.node == "n2"], killed_at)
+    wait_for(run.end, 180)
+    ended_at = max(json.loads(path.read_text())["ended_at"] for path in run.path.glob("exit/0/node-*.json"))
+    wait_for(lambda: not lab.exec(["squeue", "-h", "-j", run.job_id]).stdout.strip(), 60)
+    free_s = run.gone_after(before, ended_at)
     lab.up()
     runs.ended(run)
     decided = re.search(r"attempt 0 ended with code \d+: .*", run.log())
     shows(
         17,
-        code=0,
+        code=run.end()["code"],
         says=decided[0] if decided else "",
-        note=f"attempt 0 ended with {run.end()['own_code']}; n2 free after {free_s:.1f} s",
+        free_s=free_s,
+        steps_lost=0 if list(run.path.glob("exit/*")) == [run.path / "exit" / "0"] else None,
     )
 
 

@@ -42,11 +42,19 @@ export CLEANSFT_ATTEMPT
 export SUBMITIT_EXECUTOR=slurm
 srun --kill-on-bad-exit=1 --wait=0 --unbuffered --cpus-per-task=8 '--container-image=nvcr.io#nvidia/pytorch:25.01' --container-mounts=/data:/data,/home/me:/home/me,/scratch/x:/scratch,/ROOT:/ROOT,/shared/runs/demo:/shared/runs/demo,/code:/code '--container-workdir=/home/me/my project' /opt/venv/bin/python -u -m launch.agent /shared/runs/demo &
 srun=$!
+# Where a node's slurmstepd was killed, srun is never told that its agent has ended, and would keep the nodes
+# until the time limit. So it is ended itself, half a minute after the records of all agents are there.
+all_ended() {
+  set -- /shared/runs/demo/exit/$CLEANSFT_ATTEMPT/node-*.json; [ $# -ge 2 ] && [ -e "$1" ]
+}
+{ until all_ended; do sleep 10; done; sleep 30; kill -KILL $srun; } 2> /dev/null &
+watcher=$!; disown $watcher
 # In the background, as a trap runs only between commands; `wait` returns early for one.
 while true; do
   code=0; wait $srun || code=$?
   kill -0 $srun 2> /dev/null || break
 done
+kill $watcher 2> /dev/null || true
 
 # What follows: the end, the same job again, or its successor.
 /venv/bin/python -m launch.batch end /shared/runs/demo $code $told
