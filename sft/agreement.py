@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from typing import Any
 
 from sft.errors import FencedError, LostPeerError, NonFiniteError, StorageError
 from sft.world import World
@@ -38,6 +40,11 @@ def together(world: World) -> Iterator[None]:
         error = found
     if worst_kind(world, error) is not None:
         raise own_or_peers(error)
+
+
+def gathered(world: World, own: Any) -> list[Any]:
+    """What every rank has, in the order of the ranks, through JSON (a collective)."""
+    return [json.loads(part) for part in world.gather(json.dumps(own).encode())]
 
 
 def told_by_main(world: World, number: float) -> float:

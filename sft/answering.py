@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sft.agreement import together
+from sft.agreement import gathered, together
 from sft.config import Args
 from sft.errors import DataError
 from sft.formats import Conversation
@@ -24,6 +23,7 @@ from sft.questions import SMALL_TALK, Question, questions_of
 from sft.rows import BadRow, BadRows
 from sft.scoring import Scorer
 from sft.sources import read_conversations
+from sft.tokenizer import listed
 from sft.world import World
 
 DEFAULT_NEW_TOKENS = 512
@@ -50,7 +50,7 @@ class Answering:
             self._loaded = load_model(subject.args, subject.tokenizer, world.device)
         self._scorer = Scorer(self._loaded.model, world.device, bf16=self._loaded.autocast)
         self._generator: Generator | None = None
-        self._own_stops = set(_stops(self._loaded.model))
+        self._own_stops = set(listed(self._loaded.model.generation_config.eos_token_id))
         self._collation: Collation | None = None
 
     @property
@@ -113,11 +113,10 @@ class Answering:
 
     def _made_generator(self) -> Generator:
         """The generator; answers end on every rank at what ends a turn on any."""
-        own = json.dumps(sorted(self._own_stops)).encode()
-        stops = sorted({token for found in self.world.gather(own) for token in json.loads(found)})
+        stops = sorted({token for found in gathered(self.world, sorted(self._own_stops)) for token in found})
         if self._generator is None:
             set_stop_tokens(self._loaded.model, self.subject.tokenizer, stops)
-            stops = _stops(self._loaded.model)
+            stops = listed(self._loaded.model.generation_config.eos_token_id)
             pad = self.subject.masker.pad_token_id
             self._generator = Generator(self._loaded.model, stops, pad, self.world.device)
         return self._generator
@@ -134,16 +133,11 @@ class Answering:
         return [sum(next(found) for _ in question.documents) for question in questions]
 
 
-def _stops(model: Any) -> list[int]:
-    found = model.generation_config.eos_token_id
-    return [found] if isinstance(found, int) else list(found or [])
-
-
 def usual_stops(model: Any, subject: ModelSubject) -> list[int]:
     """Where a model's answers end: what its settings say, and what ends a turn in its template."""
     subject.masker.documents(SMALL_TALK)
     set_stop_tokens(model, subject.tokenizer, sorted(subject.masker.stop_token_ids))
-    return _stops(model)
+    return listed(model.generation_config.eos_token_id)
 
 
 def decoding_of(options: argparse.Namespace, args: Args, room: int) -> Decoding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ def read_deepspeed_config(path: str | Path) -> dict[str, Any]:
     if problems:
         raise SettingsError(problems)
     return config
+
+
+def zero_stage(config: Mapping[str, Any]) -> int:
+    """The ZeRO stage that a configuration asks for."""
+    return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
 def _autos(config: Any, prefix: str = "") -> Iterator[str]:

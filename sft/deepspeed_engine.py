@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sft.batching import Batch
 from sft.config import Args
+from sft.deepspeed_config import zero_stage
 from sft.engine import adamw_state, require_finite
 from sft.loss import LossModule
 from sft.metering import StepTimer
@@ -49,11 +50,6 @@ def complete_config(
         "bf16": {"enabled": bf16 and not casts},
         "torch_autocast": {"enabled": casts, "dtype": "bfloat16"},
     }
-
-
-def zero_stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage that a configuration asks for."""
-    return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from sft.activation_offload import Elsewhere, offload_inputs
 from sft.attention import use_document_attention
 from sft.batching import Batch, collate, collate_flat, collate_packed
 from sft.config import Args
-from sft.deepspeed_config import read_deepspeed_config
+from sft.deepspeed_config import read_deepspeed_config, zero_stage
 from sft.documents import Document
 from sft.eight_bit import SMALLEST
 from sft.engine import decoder_layers
@@ -209,7 +209,7 @@ def full_batch(args: Args, rows: Rows, *, is_flat: bool) -> Batch:
 
 def _is_stage3(args: Args) -> bool:
     config = read_deepspeed_config(args.deepspeed) if args.deepspeed is not None else {}
-    return int(config.get("zero_optimization", {}).get("stage", 0)) == 3
+    return zero_stage(config) == 3
 
 
 def _traced(args: Args, tokenizer: Any, rows: Rows, machine: Machine, *, in_bf16: bool) -> _Traced:

@@ -107,6 +107,7 @@ def _rows(
     model: str, options: argparse.Namespace, settings: Sequence[str], pattern: re.Pattern[str] | None, world: World
 ) -> tuple[list[dict[str, Any]], int]:
     """(the rows of all ranks in the order of the data, how many were left out); on rank 0, elsewhere its own."""
+    from sft.agreement import gathered
     from sft.answering import Answering, decoding_of, metrics_of, scored
 
     subject = model_subject(model, options.data, settings, options.prompt_file, like=options.model)
@@ -121,8 +122,8 @@ def _rows(
         scored(question, one, is_asked, loss, metrics, subject.masker.decode)
         for question, one, loss in zip(questions, generated, losses, strict=True)
     ]
-    parts = world.gather(json.dumps(own).encode())
-    rows = [row for part in parts for row in json.loads(part)] if world.is_main else own
+    parts = gathered(world, own)
+    rows = [row for part in parts for row in part] if world.is_main else own
     return sorted(rows, key=lambda row: int(row["row"])), num_bad
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft.deepspeed_config import zero_stage
 from sft.memory_trace import Moment, Trace
 
 DDP_BUCKET_BYTES = 25 * 2**20
@@ -70,7 +71,7 @@ class Sharing:
     def of_deepspeed(cls, name: str, config: Mapping[str, Any]) -> Sharing:
         """What a DeepSpeed settings file asks for."""
         zero = config.get("zero_optimization", {})
-        stage = int(zero.get("stage", 0))
+        stage = zero_stage(config)
         overlaps = zero.get("overlap_comm")
         return cls(
             name,

@@ -13,7 +13,7 @@ from sft.config import Args
 from sft.eight_bit import require_bitsandbytes
 from sft.liger import use_liger
 from sft.tiling import tile_mlps
-from sft.tokenizer import cannot_load, pad_token_id
+from sft.tokenizer import cannot_load, listed, pad_token_id
 from sft.world import has_bf16
 from strict_settings import Problem, SettingsError
 
@@ -214,6 +214,5 @@ def set_stop_tokens(model: Any, tokenizer: Any, stop_token_ids: list[int]) -> No
     """Makes `generate` stop where the model was trained to stop, beside the model's own end-of-text tokens."""
     config = model.generation_config
     known = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
-    known = [known] if isinstance(known, int) else list(known or [])
-    config.eos_token_id = sorted({*known, *stop_token_ids}) or None
+    config.eos_token_id = sorted({*listed(known), *stop_token_ids}) or None
     config.pad_token_id = pad_token_id(tokenizer)

@@ -127,6 +127,7 @@ class _Scorer:
     """None: the loss."""
 
     def __call__(self, candidate: int, rows: Sequence[int]) -> list[float]:
+        from sft.agreement import gathered
         from sft.metrics import answer_of
 
         answering = self.answering
@@ -142,8 +143,7 @@ class _Scorer:
             for question, made in zip(questions, answering.generate(questions, self.decoding), strict=True):
                 answer = answer_of(masker.decode(made.token_ids)) if made is not None else ""
                 own[question.row] = self.metric(answer, question.reference) or 0.0
-        parts = answering.world.gather(json.dumps(own).encode())
-        scores = {int(row): score for part in parts for row, score in json.loads(part).items()}
+        scores = {int(row): score for part in gathered(answering.world, own) for row, score in part.items()}
         return [scores.get(self.rows[row][0], chance if self.metric is None else 0.0) for row in rows]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft.deepspeed_config import read_deepspeed_config
+from sft.deepspeed_config import read_deepspeed_config, zero_stage
 from sft.setting_files import found_file, looks_like_a_path
 from strict_settings import Problem, SettingsError
 
@@ -57,7 +57,7 @@ def problems_between(args: Args) -> Iterator[Problem]:
 def _with_zero(args: Args, file: str) -> Iterator[Problem]:
     """What does not go with the stage of ZeRO that a file names."""
     try:
-        stage = read_deepspeed_config(file).get("zero_optimization", {}).get("stage", 0)
+        stage = zero_stage(read_deepspeed_config(file))
     except SettingsError as error:
         yield from error.problems
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,12 @@ def stop_tokens(args: Args, tokenizer: Any) -> tuple[str, ...]:
         found = GenerationConfig.from_pretrained(args.model_name_or_path).eos_token_id
     except OSError:  # there is no generation_config.json
         return ()
-    ids = [found] if isinstance(found, int) else list(found or [])
-    return tuple(token for token in tokenizer.convert_ids_to_tokens(ids) if token is not None)
+    return tuple(token for token in tokenizer.convert_ids_to_tokens(listed(found)) if token is not None)
+
+
+def listed(found: int | Sequence[int] | None) -> list[int]:
+    """What transformers' settings write as one token id, as several, or not at all."""
+    return [found] if isinstance(found, int) else list(found or [])
 
 
 def cannot_load(field: str, value: Any, error: Exception) -> SettingsError:

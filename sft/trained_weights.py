@@ -20,7 +20,7 @@ from sft.lora_args import LoraArgs
 from sft.manifest import MANIFEST, Manifest
 from sft.model import BuiltModel, build_model, set_stop_tokens
 from sft.pieces import PartFiles, Piece
-from sft.tokenizer import build_tokenizer
+from sft.tokenizer import build_tokenizer, listed
 from sft.world import World
 from strict_settings import Problem, SettingsError
 
@@ -150,8 +150,7 @@ def _set_stops(model: Any, tokenizer: Any, args: Args, run: Path) -> None:
     from sft.questions import SMALL_TALK
 
     try:
-        found = GenerationConfig.from_pretrained(str(run)).eos_token_id
-        stops = [found] if isinstance(found, int) else list(found or [])
+        stops = listed(GenerationConfig.from_pretrained(str(run)).eos_token_id)
     except OSError:  # there is none yet
         masker = Masker(tokenizer, options=MaskOptions.of(args))
         masker.documents(SMALL_TALK)

@@ -93,6 +93,7 @@ LAYERS = {
     # A module for each command.
     "launch/verbs": [
         "__init__ common",
+        "submission",
         "submit resume drill status wait cancel list logs top attach tensorboard clean completion profiles",
         "print run resubmit doctor sweep",
     ],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
 from launch import executor, runs, sweep
 from launch.errors import OK, LaunchError
 from launch.runs import Run
-from launch.verbs.common import POLL_S, Watch, find, print_json
+from launch.verbs.common import POLL_S, Watch, find, print_json, registry
 
 CANCEL_MARGIN_S = 30.0
 """How much longer than the ranks may take to save it waits for the end."""
@@ -44,7 +43,7 @@ def _meant(arguments: argparse.Namespace) -> list[Run]:
     try:
         return [find(arguments)]
     except LaunchError:
-        known = runs.all_runs(runs.registry_path(os.environ), None)
+        known = runs.all_runs(registry(), None)
         folder = None if arguments.run is None else sweep.find_sweep(arguments.run, Path.cwd(), known)
         if folder is None:
             raise

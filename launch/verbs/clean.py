@@ -18,7 +18,7 @@ from launch.errors import OK, LaunchError, LockedError
 from launch.executor import ViewOfMany
 from launch.report import duration
 from launch.runs import COMPLETED, Run, Snapshot, Status
-from launch.verbs.common import print_json
+from launch.verbs.common import print_json, registry
 
 DAY_S = 86_400.0
 
@@ -74,11 +74,10 @@ def _items(arguments: argparse.Namespace) -> Iterator[Item]:
     """
     if not arguments.runs and arguments.older_than is None and arguments.state is None:
         raise LaunchError("no run is named; name runs, or give --older-than DAYS or --state FAILED.")
-    registry = runs.registry_path(os.environ)
-    named = [runs.find(name, registry, Path.cwd()).path for name in arguments.runs]
+    named = [runs.find(name, registry(), Path.cwd()).path for name in arguments.runs]
     states = None if arguments.state is None else arguments.state.upper().split(",")
     views = ViewOfMany()
-    for path in named or runs.all_runs(registry, None):
+    for path in named or runs.all_runs(registry(), None):
         found = Snapshot(path)
         claim = latest_claim(path)
         status = runs.status_of(found, lambda found=found: views(found))  # type: ignore[misc]

@@ -21,9 +21,14 @@ SQUEUE_INTERVAL_S = 2.0
 POLL_S = 0.3
 
 
+def registry() -> Path:
+    """The list of this user's runs."""
+    return runs.registry_path(os.environ)
+
+
 def find(arguments: argparse.Namespace) -> Run:
     """The run that the words name; without any, the latest."""
-    return runs.find(arguments.run, runs.registry_path(os.environ), Path.cwd())
+    return runs.find(arguments.run, registry(), Path.cwd())
 
 
 def print_json(verb: str, **facts: Any) -> None:
@@ -98,7 +103,11 @@ def wait_silently(verb: str, run: Run, *, is_json: bool) -> int:
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         return interrupted(run)
-    status = watch.now()
+    return tell_end(verb, run, watch.now(), is_json=is_json)
+
+
+def tell_end(verb: str, run: Run, status: Status, *, is_json: bool) -> int:
+    """Says how the run ended; the job's exit code."""
     if is_json:
         from launch import report
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from launch import options, runs
 from launch.errors import OK
 from launch.spec import ROOT
-from launch.verbs.common import print_json
+from launch.verbs.common import print_json, registry
 
 _BASH = """\
 launch() {{ PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} {python} -m launch "$@"; }}
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _names_of_runs() -> Iterable[str]:
-    paths = runs.all_runs(runs.registry_path(os.environ), None)
+    paths = runs.all_runs(registry(), None)
     names = [path.name for path in reversed(paths[-MAX_RUNS:])]
     local = Path.cwd() / "runs"
     return dict.fromkeys([*names, *(sorted(os.listdir(local))[-MAX_RUNS:] if local.is_dir() else [])])

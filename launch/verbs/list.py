@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from launch.report import duration, run_facts
 from launch.row_cache import RowCache, key_of
 from launch.runs import Snapshot, Status
 from launch.sweep_page import sweep_page
-from launch.verbs.common import print_json
+from launch.verbs.common import print_json, registry
 
 STATES = (runs.PENDING, runs.RUNNING, *runs.ENDED)
 
@@ -31,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         raise LaunchError("--html is given without --sweep; it must be given with it: a page is of one sweep.")
     folder = None if arguments.runs_dir is None else Path(arguments.runs_dir).absolute()
-    paths = runs.all_runs(runs.registry_path(os.environ), folder)
-    cache = RowCache(runs.registry_path(os.environ).with_name("ended.json"))
+    paths = runs.all_runs(registry(), folder)
+    cache = RowCache(registry().with_name("ended.json"))
     rows: list[dict[str, Any]] = []
     for row in _rows(paths, cache):
         if arguments.last and len(rows) >= arguments.last:
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list_sweep(arguments: argparse.Namespace, wanted: tuple[str, ...]) -> int:
-    known = runs.all_runs(runs.registry_path(os.environ), None)
+    known = runs.all_runs(registry(), None)
     folder = sweep.find_sweep(arguments.sweep, Path.cwd(), known)
     if folder is None:
         raise LaunchError(f"--sweep is {arguments.sweep!r}; it must be the name or folder of a sweep.")

@@ -11,7 +11,8 @@ from pathlib import Path
 from launch import cluster, options, places, resuming, script
 from launch.spec import JobSpec
 from launch.verbs.common import find, started
-from launch.verbs.submit import request_problems, show, submitted
+from launch.verbs.submission import submitted
+from launch.verbs.submit import request_problems, show
 from strict_settings import SettingsError
 
 _ABOUT_RESUMING = ("resume_override", "accept_data_change")

@@ -11,10 +11,10 @@ from launch import processes
 from launch.errors import LaunchError
 from launch.executor import is_running
 from launch.logs import follow_raw
-from launch.report import status_facts
 from launch.runs import Run
-from launch.verbs.common import Watch, print_json, print_status
-from launch.verbs.submit import prepared, submitted
+from launch.verbs.common import Watch, tell_end
+from launch.verbs.submission import submitted
+from launch.verbs.submit import prepared
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,13 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{found.name} runs in {found.path}; Ctrl-C saves and stops it", file=sys.stderr, flush=True)
     watch = Watch(found)
     follow_raw(lambda: found.logs / "rank-0.log", lambda: watch.has_ended() and not is_running(found), out)
-    status = watch.now()
-    if arguments.json:
-        print_json("run", **status_facts(found, status))
-    else:
+    if not arguments.json:
         print()
-        print_status(found, status)
-    return status.code
+    return tell_end("run", found, watch.now(), is_json=arguments.json)
 
 
 class _Stopper:

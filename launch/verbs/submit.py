@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launch import (
-    before,
-    cluster,
-    devices,
-    identity,
-    local,
-    manifest,
-    options,
-    profiles,
-    resuming,
-    runs,
-    script,
-    settings,
-    snapshot,
-)
+from launch import cluster, devices, local, options, profiles, runs, script, settings
 from launch import submit as effects
-from launch.checks import facts
 from launch.env_file import found_env_file
 from launch.errors import OK, LaunchError
-from launch.records import write_json
 from launch.runs import Run, Status
 from launch.spec import JobSpec
-from launch.verbs.common import Watch, print_json, started
+from launch.verbs.common import Watch, print_json, registry, started
 from strict_settings import Problem, SettingsError
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan, or starts the job; with `--attach`, goes to the run that is the same, where there is one."""
-    if arguments.attach and (same := submitted_before(arguments)) is not None:
+    if arguments.attach and (same := _submitted_before(arguments)) is not None:
         print(f"{same.name} is the same, and was submitted before; nothing is submitted now", file=sys.stderr)
         return started("submit", same, str(same.job.get("executor")), arguments)
     spec, plan = prepared(arguments)
@@ -47,7 +30,16 @@ def run(arguments: argparse.Namespace) -> int:
         spec, dependency = following(spec, earlier, Watch(earlier).now())
     if arguments.dry_run:
         return show("submit", spec, plan, is_json=arguments.json)
+    from launch.verbs.submission import submitted
+
     return started("submit", submitted(spec, plan, arguments, dependency), spec.executor, arguments)
+
+
+def _submitted_before(arguments: argparse.Namespace) -> Run | None:
+    from launch.verbs.submission import twin_of
+
+    _, spec = draft_of(arguments, is_new=False)
+    return twin_of(spec, is_named=bool(arguments.name))
 
 
 def following(spec: JobSpec, before: Run, status: Status) -> tuple[JobSpec, str | None]:
@@ -82,22 +74,6 @@ def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:
     return spec, script.plan_text(spec, cluster.without_outer_job(os.environ))
 
 
-def submitted_before(arguments: argparse.Namespace) -> Run | None:
-    """The run with the same settings, code and data: in the same directory however it stands, or elsewhere where it
-    waits, runs or is done. None where there is none."""
-    _, spec = draft_of(arguments, is_new=False)
-    made_of, _ = manifest.gather(spec, script.script_text(spec))
-    if identity.signature_of(Run(Path(spec.run_dir))) == made_of["signature"]:
-        return Run(Path(spec.run_dir))
-    found = None if arguments.name else identity.twin(made_of["signature"], registry(), lambda run: Watch(run).now())
-    return Run(found[0].path) if found is not None else None
-
-
-def registry() -> Path:
-    """The list of this user's runs."""
-    return runs.registry_path(os.environ)
-
-
 def draft_of(arguments: argparse.Namespace, *, is_new: bool = True) -> tuple[settings.Draft, JobSpec]:
     """The settings as they were written, and the job that they are where it would run."""
     working_dir = Path.cwd()
@@ -125,30 +101,6 @@ def show(verb: str, spec: JobSpec, plan: str, *, is_json: bool) -> int:
     sys.stdout.buffer.write(plan.encode("utf-8", errors="surrogateescape"))
     sys.stdout.buffer.flush()
     return OK
-
-
-def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace, dependency: str | None = None) -> Run:
-    """Starts the job; its run."""
-    # Claimed before the checks, which take seconds: a second submission is told at once.
-    with resuming.claimed(Path(spec.run_dir)) as claim:
-        text = script.script_text(spec)
-        made_of, patches = manifest.gather(spec, text)
-        twin = identity.twin(made_of["signature"], registry(), lambda run: Watch(run).now())
-        same = identity.check(twin, is_named=_is_named(spec, arguments))
-        checks = before.checked(spec, text, os.environ, same, audits=not arguments.skip_audit)
-        manifest.write(claim.path.parent.parent, made_of, patches)
-        if getattr(arguments, "snapshot", False):
-            spec = snapshot.take(spec)
-            text, plan = script.script_text(spec), script.plan_text(spec, cluster.without_outer_job(os.environ))
-        run = effects.submit(spec, claim, text, plan, os.environ, dependency=dependency)
-    write_json(run.path / "checks.json", {"checks": facts(checks)})
-    return run
-
-
-def _is_named(spec: JobSpec, arguments: argparse.Namespace) -> bool:
-    """Whether somebody chose this run's name or directory, on the command line or in the settings file."""
-    made_up = re.fullmatch(r".*-\d{8}-\d{6}(-\d+)?", spec.name)
-    return arguments.name is not None or made_up is None or arguments.command == "resubmit"
 
 
 def request_of(arguments: argparse.Namespace) -> settings.Request:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import subprocess
@@ -14,13 +13,12 @@ from pathlib import Path
 
 from launch import runs
 from launch.errors import OK, LaunchError
-from launch.verbs.common import print_json
+from launch.verbs.common import print_json, registry
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until Ctrl-C."""
-    registry = runs.registry_path(os.environ)
-    found = [runs.find(name, registry, Path.cwd()).path for name in arguments.runs or [None]]
+    found = [runs.find(name, registry(), Path.cwd()).path for name in arguments.runs or [None]]
     port = arguments.port or _free_port()
     with tempfile.TemporaryDirectory(prefix="cleansft-tensorboard-") as folder:
         link(found, Path(folder))
