@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -281,11 +280,13 @@ def test_the_page_cannot_be_written(tmp_path: Path, inspect: Any) -> None:
     assert "cannot be written" in err
 
 
-def test_an_answer_in_ten_seconds_from_a_cold_start(tmp_path: Path) -> None:
+def test_an_answer_in_seconds_from_a_cold_start(tmp_path: Path) -> None:
+    """torch takes most of a start; an answer needs none of it."""
     file = write(tmp_path / "odd.jsonl", {"ask": "Which day?", "reply": "Friday."})
-    begin = os.times()
-    command = [sys.executable, "-m", "sft", "inspect", file, "--columns", "{prompt: ask, response: reply}"]
+    code = (
+        "import sys; from sft.__main__ import main; code = main(sys.argv[1:])\n"
+        "sys.exit(code or ('torch' in sys.modules and 'torch was imported'))"
+    )
+    command = [sys.executable, "-c", code, "inspect", file, "--columns", "{prompt: ask, response: reply}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, "⟦Friday.<|im_end|>⟧" in done.stdout) == (0, True)
-    end = os.times()  # of processors, which neighbours on a busy machine do not slow
-    assert end.children_user + end.children_system - begin.children_user - begin.children_system < 10
+    assert (done.returncode, "⟦Friday.<|im_end|>⟧" in done.stdout) == (0, True), done.stderr
