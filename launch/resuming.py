@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from launch.spec import JobSpec
 from launch.submit import write_submission
 from strict_settings import Problem, SettingsError, build, parse_command_line
 
-_REWRITTEN = ("job.json", "submit.sh", "plan.txt")
+_REWRITTEN = ("job.json", "submit.sh", "plan.txt", "cancelled.json")
+_MADE = ("job.json", "submit.sh", "plan.txt", "manifest.json", "logs", "exit", "submitit", "code")
+"""What a submission makes in the run directory, beside its claim."""
 COMPLETING_S = 20.0
 """How long `resume` waits for the nodes of a run that has just ended."""
 
@@ -41,6 +43,7 @@ def claimed(run_dir: Path) -> Iterator[Claim]:
     if previous is not None:
         _refuse_unless_abandoned(run_dir, previous)
     make_directory(run_dir)
+    there = {name for name in _MADE if (run_dir / name).exists()}
     claim = make_claim(run_dir, 0 if previous is None else previous.number + 1)
     if claim is None:
         raise _taken(run_dir)
@@ -52,7 +55,10 @@ def claimed(run_dir: Path) -> Iterator[Claim]:
         if _is_used(claim):
             raise
         was_filled = (run_dir / "job.json").exists()
-        _undo(run_dir, claim, is_new)
+        if is_new:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        else:
+            _undo(run_dir, claim, [name for name in _MADE if name not in there])
         for path in run_dir.parents:
             if missing is not None and path.is_relative_to(missing) and not was_filled:
                 with contextlib.suppress(OSError):
@@ -94,14 +100,15 @@ def _refuse_unless_abandoned(run_dir: Path, claim: Claim) -> None:
     )
 
 
-def _undo(path: Path, claim: Claim, is_new: bool) -> None:
-    if is_new:
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    for name in ("job.json", "submit.sh", "plan.txt", "manifest.json", f"claims/{claim.number}.json"):
-        (path / name).unlink(missing_ok=True)
-    for name in ("logs", "exit", "submitit", "code"):
-        shutil.rmtree(path / name, ignore_errors=True)
+def _undo(path: Path, claim: Claim, names: Iterable[str]) -> None:
+    """Takes back a claim and what was made under it; what was there before stays."""
+    for name in names:
+        made = path / name
+        if made.is_dir():
+            shutil.rmtree(made, ignore_errors=True)
+        else:
+            made.unlink(missing_ok=True)
+    claim.path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         claim.path.parent.rmdir()
 
@@ -138,8 +145,9 @@ def claimed_again(run: Run) -> Iterator[Claim]:
 
 def _refuse_unless_ended(run: Run, claim: Claim | None) -> None:
     if claim is not None and claim.job_id is None:
-        if claim.submitter_lives() is not False:
-            raise LockedError(f"{run.name} is held by {claim.holder}.")
+        if (lives := claim.submitter_lives()) is not False:
+            remedy = f" If that process is gone, remove {claim.path}." if lives is None else ""
+            raise LockedError(f"{run.name} is held by {claim.holder}.{remedy}")
         if run.job.get("executor") == "slurm" and (job_id := cluster.adopt(str(run.path), claim)) is not None:
             write_submission(run, claim, {"executor": "slurm", "job_id": job_id, "command": []}, os.environ)
     deadline = time.monotonic() + COMPLETING_S
