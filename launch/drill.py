@@ -24,6 +24,7 @@ from typing import Any
 from launch import attempts, options, runs
 from launch.errors import HANG, OK, PEER_LOST, STOPPED, LaunchError
 from launch.records import write_json
+from launch.settings import LaunchSettings
 from launch.spec import DEFAULT_SCRIPT, JobSpec, python_path
 
 MIN_STEPS = 3
@@ -127,7 +128,7 @@ def words_of(arguments: argparse.Namespace, row: Row, name: str, num_ranks: int)
     given = {option: getattr(arguments, option.replace("-", "_")) for option, _, _ in options.OPTIONS}
     given |= {"config": arguments.config, "profile": arguments.profile, "name": name}
     words = [f"--{option}={value}" for option, value in given.items() if value is not None]
-    words += ["--fsdp"] if arguments.fsdp else []
+    words += [f"--{switch}" for switch in ("fsdp", "preflight", "snapshot") if getattr(arguments, switch)]
     words += [f"--env={pair}" for pair in arguments.env]
     if row.fault:
         fault = row.fault.format(last=num_ranks - 1, step=2 * every + 1, saved=2 * every)
@@ -162,6 +163,7 @@ def settings_of(arguments: argparse.Namespace, run: runs.Run) -> Iterator[argpar
         name = option.replace("-", "_")
         if getattr(settings, name) is None:
             setattr(settings, name, fields.get(name))
+    settings.preflight = arguments.preflight or job.preflight
     settings.config = job.config
     settings.env = [*(f"{name}={value}" for name, value in job.env.items() if name != "SFT_FAULT"), *arguments.env]
     resumed_with = options.without_options(job.resume_args, ("resume_override", "accept_data_change"))
@@ -173,9 +175,15 @@ def settings_of(arguments: argparse.Namespace, run: runs.Run) -> Iterator[argpar
     settings.script_args = [*own, *resumed_with, *arguments.script_args]
     with tempfile.TemporaryDirectory(prefix="cleansft-drill-") as folder:
         settings.profile = str(Path(folder, "launch.yaml"))
-        rest = {name: fields[name] for name in ("setup", "watchdog", "stop_grace_s")}
-        write_json(Path(settings.profile), rest)
+        write_json(Path(settings.profile), {name: fields[name] for name in _without_option() if name in fields})
         yield settings
+
+
+def _without_option() -> list[str]:
+    """The launch settings that no option gives."""
+    given = {option.replace("-", "_") for option, _, _ in options.OPTIONS} | {"fsdp", "preflight", "env"}
+    given |= {"notify", "mail_user", "mail_type"}  # nobody is to be told of faults on purpose
+    return [field.name for field in dataclasses.fields(LaunchSettings) if field.name not in given]
 
 
 def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:

@@ -65,7 +65,9 @@ def test_a_row_submits_what_the_user_would_with_a_fault_and_few_steps() -> None:
 
 
 def test_a_run_is_drilled_with_its_own_settings_and_stays_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("launch: {setup: [module load x], watchdog: {step_s: 30}}\n")
+    (tmp_path / "run.yaml").write_text(
+        "launch: {setup: [module load x], watchdog: {step_s: 30}, gres: gpu:2, modules: [cuda], interface: eth7}\n"
+    )
     given = ["submit", "--executor", "local", "--nodes", "3", "--zero", "2", "--config", "run.yaml", "--name", "long"]
     given += ["--env", "A=b", "--env", "SFT_FAULT=kill@0:3", "--max-restarts", "4"]
     job = spec_of(options.parse([*given, "--", "--seed", "3"]), tmp_path)
@@ -80,6 +82,7 @@ def test_a_run_is_drilled_with_its_own_settings_and_stays_as_it_is(tmp_path: Pat
     assert {path: path.stat().st_mtime_ns for path in (run_dir, *run_dir.iterdir())} == before
     assert again.run_dir == str(run_dir.parent / "d-kill")
     assert again.env == {"A": "b", "SFT_FAULT": "kill@1:5"}
+    assert (again.modules, again.interface, again.resources.gres) == (("cuda",), "eth7", "gpu:2")
     assert (again.setup, again.watchdog.step_s, again.max_restarts) == (("module load x",), 30.0, 4)
     assert again.resources == replace(job.resources, nodes=2)
     assert again.script_args[4:10] == (*job.script_args[4:6], "--seed", "3", "--learning_rate", "2e-3")
