@@ -73,28 +73,31 @@ class Supervisor:
         self._run_dir = run_dir
         self._environ = environ
         self._stopped = False
-        self._attempt = 0
+        self._attempt: int | None = None
+        """The one that runs; None before the first, and between two."""
         self._agents: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> int:
         """Runs attempts until none follows; the job's exit code."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGUSR1, lambda *_: attempts.request_stop(self._run_dir, self._attempt, "signal"))
+        signal.signal(signal.SIGUSR1, self._on_signal)
         processes.adopt_orphans()
         if not self._may_begin():
             return TERMINATED
         while True:
-            self._attempt = attempts.begin(self._run_dir, self._environ["CLEANSFT_JOB_ID"], self._environ)
-            notify(self._run_dir, self._job, "began", attempt=self._attempt)
-            code = self._run_attempt()
-            decision = attempts.end(self._run_dir, self._attempt, self._job, code)
+            number = attempts.begin(self._run_dir, self._environ["CLEANSFT_JOB_ID"], self._environ)
+            self._attempt = number
+            notify(self._run_dir, self._job, "began", attempt=number)
+            code = self._run_attempt(number)
+            decision = attempts.end(self._run_dir, number, self._job, code)
+            self._attempt = None
             if decision.again and self._stopped:
                 decision = Decision(False, decision.code, "the supervisor was told to end")
-                attempts.amend_end(self._run_dir, self._attempt, again=False, reason=decision.reason)
-            print(f"attempt {self._attempt} ended with code {decision.code}: {decision.reason}", flush=True)
+                attempts.amend_end(self._run_dir, number, again=False, reason=decision.reason)
+            print(f"attempt {number} ended with code {decision.code}: {decision.reason}", flush=True)
             event = "goes_on" if decision.again else "ended"
-            notify(self._run_dir, self._job, event, attempt=self._attempt, code=decision.code, reason=decision.reason)
+            notify(self._run_dir, self._job, event, attempt=number, code=decision.code, reason=decision.reason)
             if not decision.again:
                 return decision.code
             time.sleep(PAUSE_S)
@@ -115,20 +118,20 @@ class Supervisor:
             time.sleep(FOLLOW_POLL_S)
         return False
 
-    def _run_attempt(self) -> int:
+    def _run_attempt(self, attempt: int) -> int:
         """Starts the agents and waits for the last; the code of the attempt, as far as the agents tell it."""
-        self._agents = [self._start(node) for node in range(self._spec.resources.nodes)]
+        self._agents = [self._start(attempt, node) for node in range(self._spec.resources.nodes)]
         while not self._stopped and any(agent.poll() is None for agent in self._agents):
             if any(agent.poll() for agent in self._agents):
                 break
             time.sleep(_POLL_S)
-        self._end_agents()
+        self._end_agents(attempt)
         codes = [agent.wait() for agent in self._agents]
         processes.kill_descendants()
         return next((code if code > 0 else 128 - code for code in codes if code), TERMINATED if self._stopped else OK)
 
-    def _start(self, node: int) -> subprocess.Popen[bytes]:
-        own = {"CLEANSFT_ATTEMPT": str(self._attempt)}
+    def _start(self, attempt: int, node: int) -> subprocess.Popen[bytes]:
+        own = {"CLEANSFT_ATTEMPT": str(attempt)}
         isolated = ["-P"] if self._spec.code_root is not None else []
         return subprocess.Popen(
             [self._spec.python, "-u", *isolated, "-m", "launch.agent", str(self._run_dir)],
@@ -140,11 +143,18 @@ class Supervisor:
     def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopped = True
 
-    def _end_agents(self) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """The ranks are asked to save and to end; where none run, what would start them ends."""
+        if self._attempt is None:
+            self._stopped = True
+        else:
+            attempts.request_stop(self._run_dir, self._attempt, "signal")
+
+    def _end_agents(self, attempt: int) -> None:
         """What Slurm does: SIGTERM, a grace, SIGKILL. Nothing where all have ended."""
         if self._stopped:
             is_cancelled = (self._run_dir / "cancelled.json").exists()
-            attempts.request_stop(self._run_dir, self._attempt, "cancelled" if is_cancelled else "terminated")
+            attempts.request_stop(self._run_dir, attempt, "cancelled" if is_cancelled else "terminated")
         processes.send([agent.pid for agent in self._agents if agent.poll() is None], signal.SIGTERM)
         # An agent gives its ranks this long to save, and less where another node has failed.
         deadline = time.monotonic() + self._spec.stop_grace_s + AGENT_MARGIN_S
