@@ -37,6 +37,24 @@ def newest_step(run_dir: Path) -> int:
     return max((int(found[1]) for name in names if (found := _STEP.fullmatch(name))), default=0)
 
 
+def _newest(run_dir: Path) -> list[int]:
+    """[step, time of its last change] of the newest checkpoint: another one, even of the same step, has another."""
+    step = newest_step(run_dir)
+    if not step:
+        return [0, 0]
+    try:
+        return [step, (run_dir / "checkpoints" / f"step-{step:08d}").stat().st_mtime_ns]
+    except OSError:
+        return [step, 0]
+
+
+def _has_saved(run_dir: Path, claim: int, newest: list[int]) -> bool:
+    """Whether an earlier attempt of the same submission has saved a checkpoint, by what was the newest before."""
+    begun = (read_begin(run_dir, number) for number in numbers(run_dir))
+    first = next((record for record in begun if record.get("claim") == claim), None)
+    return first is not None and newest[0] > 0 and newest != first.get("newest")
+
+
 def begin(run_dir: Path, job_id: str, environ: Mapping[str, str], **facts: Any) -> int:
     """Opens a new attempt; its number.
 
@@ -61,6 +79,7 @@ def begin(run_dir: Path, job_id: str, environ: Mapping[str, str], **facts: Any) 
     except FileExistsError as error:
         raise LockedError(f"{folder} has just been made; another job begins in {run_dir}.") from error
     make_directory(run_dir / "logs" / str(number))
+    newest = _newest(run_dir)
     record = {
         "attempt": number,
         "claim": own,
@@ -68,7 +87,9 @@ def begin(run_dir: Path, job_id: str, environ: Mapping[str, str], **facts: Any) 
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "start_ticks": start_ticks(os.getpid()),
-        "step": newest_step(run_dir),
+        "step": newest[0],
+        "newest": newest,
+        "goes_on": _has_saved(run_dir, own, newest),
         "began_at": time.time(),
     }
     write_json(folder / "attempt.json", record | facts)

@@ -29,8 +29,9 @@ from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, STOPPED, LaunchError, re
 from launch.forking import VARIABLE as FORK_SERVER
 from launch.forking import ForkedScript, start_forked
 from launch.memory_limit import MemoryLimit, memory_limit
+from launch.options import without_options
 from launch.processes import before_exec, die_with_parent
-from launch.records import read_json, write_json
+from launch.records import read_json, telling_failure, write_json
 from node_board import VARIABLE, NodeBoard, Slot
 
 STOP_GRACE_S = 2.5
@@ -38,6 +39,8 @@ STOP_GRACE_S = 2.5
 stop, the agent ends whoever takes too long; it knows how long there is to save."""
 TAIL_LINES = 20
 TAIL_BYTES = 65_536
+OWN_SCRIPT = Path(__file__).resolve().parent.parent / "sft" / "train.py"
+"""The trainer, which takes settings."""
 _LOOK_S = 1.0
 _FORWARDED = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
@@ -58,7 +61,11 @@ def main() -> int:
     log = run_dir / "logs" / attempt / f"rank-{rank}.log"
     write_json(path, record)
     board = NodeBoard.attach(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
-    argv = [job["python"], "-u", job["script"], *job["script_args"], *job.get("resume_args", ())]
+    words = [*job["script_args"], *job.get("resume_args", ())]
+    if Path(job["script"]) == OWN_SCRIPT and (read_json(path.with_name("attempt.json")) or {}).get("goes_on"):
+        # What was asked for was meant for the first attempt.
+        words = [*without_options(words, ("resume_from_checkpoint",)), "--resume_from_checkpoint=auto"]
+    argv = [job["python"], "-u", job["script"], *words]
     supervisor = _Supervisor(argv, log, board)
     try:
         code = supervisor.run(secrets_of(job, os.environ))
@@ -67,7 +74,8 @@ def main() -> int:
         log.write_text(f"{error.prefix}{error}\n", encoding="utf-8")
     text = read_tail(log)
     end = end_of(code, supervisor, own_slot(board, record["local_rank"]), rank, text)
-    write_json(path, record | end | {"tail": text.splitlines()[-TAIL_LINES:], "ended_at": time.time()})
+    with telling_failure():
+        write_json(path, record | end | {"tail": text.splitlines()[-TAIL_LINES:], "ended_at": time.time()})
     if code == STOPPED and (supervisor.stopped or (board is not None and board.stop_reason is not None)):
         return OK  # the first one that has saved must not make the launcher end the others, which may still be at it
     # Where a rank has left as if all were done, torchrun and DeepSpeed must hear that it is not.

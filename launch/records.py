@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,16 @@ def write_text(path: Path, text: str, mode: int = 0o600, *, is_synced: bool = Tr
 def write_json(path: Path, value: Any, *, is_synced: bool = True) -> None:
     """`value` as ASCII JSON, which also holds bytes that are no UTF-8 (as lone surrogates)."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n", is_synced=is_synced)
+
+
+@contextlib.contextmanager
+def telling_failure() -> Iterator[None]:
+    """For last records: a full disk, or one that is gone, is told and does not take the place of the exit code."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            print(f"error: a record cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

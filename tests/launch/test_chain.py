@@ -81,6 +81,25 @@ def test_attempts_count_on_and_a_claim_begins_its_budget_anew(tmp_path: Path) ->
     assert (decision.again, decision.reason) == (True, "attempt 4 goes on from step 30")
 
 
+def test_a_later_attempt_takes_up_what_an_earlier_one_of_the_same_submission_has_saved(tmp_path: Path) -> None:
+    """Whatever `resume_from_checkpoint` says: that is for the first attempt, which may have passed over older ones."""
+
+    def goes_on(claim: int) -> bool:
+        number = attempts.begin(tmp_path, "7", {"CLEANSFT_CLAIM": str(claim)})
+        return bool(attempts.read_begin(tmp_path, number)["goes_on"])
+
+    assert claims.make_claim(tmp_path, 0) is not None
+    assert [goes_on(0), goes_on(0)] == [False, False]
+    (tmp_path / "checkpoints" / "step-00000030").mkdir(parents=True)
+    assert goes_on(0)
+    assert claims.make_claim(tmp_path, 1) is not None
+    assert [goes_on(1), goes_on(1)] == [False, False]  # step 30 was there before: the settings may not want it
+    (tmp_path / "checkpoints" / "step-00000030").rmdir()
+    assert not goes_on(1)
+    (tmp_path / "checkpoints" / "step-00000030").mkdir()
+    assert goes_on(1)  # it is another one
+
+
 def test_a_directory_that_others_may_write_is_not_run(tmp_path: Path) -> None:
     tmp_path.chmod(0o770)
     with pytest.raises(LaunchError, match="has mode 770; it must"):

@@ -17,6 +17,7 @@ import pytest
 from launch import network, processes
 from launch.command import RANK_WRAPPER
 from launch.errors import RendezvousError
+from launch.spec import ROOT
 
 VARIABLES = {"RANK": "1", "LOCAL_RANK": "1", "CLEANSFT_NODE_RANK": "0", "CLEANSFT_ATTEMPT": "0"}
 
@@ -59,6 +60,26 @@ def test_good_end(tmp_path: Path) -> None:
     assert wrapped.wait() == 0
     assert wrapped.log == "['a b', '$(id)', '']\n"
     assert (wrapped.record["code"], wrapped.record["error"], wrapped.record["stopped"]) == (0, None, False)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_the_trainer_of_a_later_attempt_is_told_to_go_on(tmp_path: Path, goes_on: bool) -> None:
+    shell = tmp_path / "python"
+    shell.write_text('#!/bin/sh\nshift; shift; echo "$@"\n')
+    shell.chmod(0o700)
+    for name in ("exit/0", "logs/0"):
+        (tmp_path / name).mkdir(parents=True)
+    job = {
+        "python": str(shell),
+        "script": str(ROOT / "sft/train.py"),
+        "script_args": ["--resume_from_checkpoint", "none"],
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    (tmp_path / "exit/0/attempt.json").write_text(json.dumps({"goes_on": goes_on}))
+    environment = os.environ | VARIABLES | {"CLEANSFT_RUN_DIR": str(tmp_path)}
+    assert subprocess.run([sys.executable, str(RANK_WRAPPER)], env=environment, check=False).returncode == 0
+    said = (tmp_path / "logs/0/rank-1.log").read_text().split()
+    assert said == (["--resume_from_checkpoint=auto"] if goes_on else ["--resume_from_checkpoint", "none"])
 
 
 def test_exit_code_and_error(tmp_path: Path) -> None:
