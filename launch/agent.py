@@ -28,7 +28,7 @@ from launch.forking import start_server
 from launch.meeting import Meeting
 from launch.outcome import exit_line, read_outcome
 from launch.rank import TAIL_LINES, error_in, read_tail
-from launch.records import make_directory, read_json, write_json, write_text
+from launch.records import make_directory, read_json, telling_failure, write_json, write_text
 from launch.rendezvous import Allocation, Rendezvous, allocation_from
 from launch.site import make_private
 from launch.spec import JobSpec
@@ -73,6 +73,8 @@ class Agent:
         self.records = run_dir / "exit" / self.attempt
         self.log = self.logs / f"node-{self.node}.log"
         self.stop_signal: int | None = None
+        self.was_told = False
+        """To stop, by a signal or by `stop.json`."""
         self.last_words = os.dup(2)
         job = read_json(run_dir / "job.json")
         if job is None:
@@ -184,6 +186,7 @@ class Agent:
         Our own script sees the request on the board; others are told by SIGTERM through their wrappers, once. Without
         ranks yet, the launcher is told.
         """
+        self.was_told = True
         reason = self._stop_reason(watch)
         print(f"node {self.node} was told to stop: {reason}", flush=True)
         fails = watch.is_failing_elsewhere()
@@ -245,12 +248,18 @@ class Agent:
                 self._write_killed(record)
         if any(record["code"] != OK for record in records):
             return OK  # a rank accounts for it
-        if self.stop_signal is not None:
+        if len(records) == self.spec.procs_per_node:
+            return OK  # they are done, however their launcher was ended
+        if self._is_stopped:
             return TERMINATED
         if launcher_code == OK and len(records) < self.spec.procs_per_node:
             print(f"error: {self.spec.launcher} ended well but started only {len(records)} ranks.", flush=True)
             return 1
         return 128 - launcher_code if launcher_code < 0 else launcher_code
+
+    @property
+    def _is_stopped(self) -> bool:
+        return self.was_told or self.stop_signal is not None
 
     def _write_killed(self, record: dict[str, Any]) -> None:
         text = read_tail(self.logs / f"rank-{record['rank']}.log")
@@ -258,22 +267,22 @@ class Agent:
             "code": KILLED,
             "reason": reason_of(KILLED),
             "signal": int(signal.SIGKILL),
-            "stopped": self.stop_signal is not None,
+            "stopped": self._is_stopped,
             "error": "killed together with its wrapper or launcher, often for lack of memory",
             "tail": text.splitlines()[-TAIL_LINES:],
             "ended_at": time.time(),
         }
-        write_json(self.records / f"rank-{record['rank']}.json", record | end)
+        with telling_failure():
+            write_json(self.records / f"rank-{record['rank']}.json", record | end)
 
     def _write_end(self, own_code: int, error: str | None, started_at: float) -> int:
         """Writes node-<i>.json; returns the root cause's code over all nodes."""
-        stopped = self.stop_signal is not None
         record = {
             "node": self.node,
             "host": socket.gethostname(),
             "own_code": own_code,
             "code": own_code,
-            "stopped": stopped,
+            "stopped": self._is_stopped,
             "signal": self.stop_signal,
             "error": error,
             "tail": read_tail(self.log).splitlines()[-TAIL_LINES:] if own_code else [],
@@ -281,7 +290,8 @@ class Agent:
             "ended_at": time.time(),
         }
         code = self._root_code(own_code)
-        write_json(self.records / f"node-{self.node}.json", record | {"code": code})
+        with telling_failure():
+            write_json(self.records / f"node-{self.node}.json", record | {"code": code})
         print(f"node {self.node} ends with code {code}", flush=True)
         self._say_last_words()
         return code

@@ -91,6 +91,18 @@ def test_a_failure_and_a_stop_are_gone_on_from(launch: Launcher) -> None:
     assert all((launch.run_dir / f"logs/{attempt}/rank-1.log").exists() for attempt in range(3))
 
 
+def test_a_stop_before_any_rank_is_there_is_gone_on_from(launch: Launcher) -> None:
+    """The request is there before the agents are: nothing is saved, and the next attempt does all of it."""
+    stop = """[ -e asked ] || { touch asked; echo '{"reason": "signal"}' > runs/x/exit/0/stop.json; }"""
+    (launch.folder / "run.yaml").write_text(json.dumps({"launch": {"notify": ["sh", "-c", stop]}}))
+    assert launch.submit("--config", "run.yaml", PACE=0).returncode == 0
+    waited = launch("wait", "x")
+    assert waited.returncode == 0, waited.stdout + waited.stderr
+    assert {attempt for _, attempt in launch.trace()} == {1}
+    end = json.loads((launch.run_dir / "exit/0/end.json").read_text())
+    assert (end["was_stopped"], end["again"]) == (True, True)
+
+
 @pytest.mark.soak
 def test_no_progress_ends_the_chain(launch: Launcher, shows: Shows) -> None:
     launch.submit(FAIL_AT=2, FAIL_CODE=12, PACE=0)
