@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from typing import Any
 from launch import attempts, jobs
 from launch.chain import Decision
 from launch.claims import latest_claim
-from launch.errors import OK, REFUSED, TERMINATED, LaunchError
+from launch.errors import OK, REFUSED, STORAGE, TERMINATED, LaunchError
 from launch.notify import notify
 from launch.records import read_json, write_json
 from launch.runs import note_cancelled
+
+FACTS_TRIES, FACTS_PAUSE_S = 3, 1.0
+"""Slurm's SIGKILL is KillWait away, half a minute by default."""
 
 
 def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -35,6 +39,10 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
     except LaunchError as error:
         print(f"{error.prefix}{error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # Nothing can be decided that could not be written down: the job ends, and a person goes on.
+        print(f"error: {error}. `python -m launch resume` goes on.", file=sys.stderr)
+        return STORAGE
 
 
 class ChainEndedError(LaunchError):
@@ -112,14 +120,20 @@ def end(run_dir: Path, launcher_code: int, told: Sequence[str], environ: Mapping
     job, job_id = _job(run_dir), environ["SLURM_JOB_ID"]
     number = int(environ["CLEANSFT_ATTEMPT"])
     begun = attempts.read_begin(run_dir, number)
-    left_to_slurm = False
+    left_to_slurm, is_known = False, True
     if "terminated" in told:
-        left_to_slurm = _is_being_requeued(run_dir, job, job_id, begun, "signal" in told)
+        facts = _facts_of_end(job_id)
+        is_known = facts is not None
+        left_to_slurm = facts is not None and _is_being_requeued(run_dir, job, facts, begun, "signal" in told)
     decision = attempts.end(run_dir, number, job, launcher_code, is_terminated="terminated" in told)
     if left_to_slurm:
         attempts.amend_end(run_dir, number, left_to_slurm=True)
         say = "Slurm has requeued the job" if decision.again else f"Slurm has requeued the job, but {decision.reason}"
         decision = Decision(decision.again, decision.code, say)
+    elif decision.again and not is_known:
+        reason = "Slurm does not say whether the job was cancelled; `python -m launch resume` goes on"
+        decision = Decision(False, decision.code, reason)
+        attempts.amend_end(run_dir, number, again=False, reason=reason)
     elif decision.again:
         decision = _go_on(run_dir, number, job, job_id, decision, environ)
     if not decision.again and (successor := attempts.read_begin(run_dir, number).get("successor")):
@@ -130,13 +144,19 @@ def end(run_dir: Path, launcher_code: int, told: Sequence[str], environ: Mapping
     return decision.code
 
 
+def _facts_of_end(job_id: str) -> jobs.JobFacts | None:
+    """What Slurm says of the job that it ends; a controller that is busy is asked again."""
+    for _ in range(FACTS_TRIES):
+        if (facts := jobs.facts(job_id)) is not None:
+            return facts
+        time.sleep(FACTS_PAUSE_S)
+    return None
+
+
 def _is_being_requeued(
-    run_dir: Path, job: Mapping[str, Any], job_id: str, begun: Mapping[str, Any], was_signalled: bool
+    run_dir: Path, job: Mapping[str, Any], facts: jobs.JobFacts, begun: Mapping[str, Any], was_signalled: bool
 ) -> bool:
     """Whether Slurm, which ends this job, has put it back into the queue; notes a cancellation where it is one."""
-    facts = jobs.facts(job_id)
-    if facts is None:
-        return False
     if facts.num_restarts > int(begun.get("restart", 0)) and facts.reason != "TimeLimit":
         return True
     is_preempted = job.get("chain") == "singleton" and was_signalled

@@ -38,7 +38,8 @@ def _slurm_script(spec: JobSpec) -> str:
         "told=",
         "ask_to_stop() {",
         '  told="$told $1"',
-        f"""  [ -z "$CLEANSFT_ATTEMPT" ] || echo '{{"reason": "'$1'"}}' > {folder}/exit/$CLEANSFT_ATTEMPT/stop.json""",
+        '  [ -z "$CLEANSFT_ATTEMPT" ] ||',
+        f"""    echo '{{"reason": "'$1'"}}' > {folder}/exit/$CLEANSFT_ATTEMPT/stop.json || true""",
         "}",
         "trap 'ask_to_stop signal' USR1",
         "trap 'ask_to_stop terminated' TERM",
@@ -160,8 +161,10 @@ def _sbatch_options(spec: JobSpec, own: Mapping[str, str] | None = None) -> list
         "signal": f"B:USR1@{spec.signal_lead_s}",
     }
     options |= own or {}
-    requeue = {"requeue": ["--requeue"], "singleton": ["--no-requeue"], "none": []}[spec.chain]
-    return [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None] + requeue
+    words = [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    # Told in either case: what a cluster does with a job that says nothing (JobRequeue) is not known here.
+    may_requeue = spec.chain == "requeue" or (spec.preflight and spec.chain != "singleton")
+    return [*words, "--requeue" if may_requeue else "--no-requeue"]
 
 
 def _local_script(spec: JobSpec) -> str:

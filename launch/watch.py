@@ -73,7 +73,10 @@ class NodeWatch:
         if time.monotonic() - self._asked_at < _REQUEST_INTERVAL_S:
             return
         self._asked_at = time.monotonic()
-        names = os.listdir(self._records)  # also makes NFS look again
+        try:
+            names = os.listdir(self._records)  # also makes NFS look again
+        except OSError:
+            return  # a disk that does not answer now is no reason to end ranks that compute
         self._peer_hangs = "hang.json" in names
         if "stop.json" in names and (found := read_json(self._records / "stop.json")) is not None:
             self.requested_stop = str(found.get("reason") or "signal")

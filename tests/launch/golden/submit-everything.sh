@@ -12,13 +12,15 @@
 #SBATCH --output='/shared/my runs/it'"'"'s/logs/slurm.log'
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
+#SBATCH --no-requeue
 
 # When Slurm announces the end (SIGUSR1: a time limit or preemption is near; SIGTERM: it ends now), the ranks
 # are asked to save and stop: their agents look for this file.
 told=
 ask_to_stop() {
   told="$told $1"
-  [ -z "$CLEANSFT_ATTEMPT" ] || echo '{"reason": "'$1'"}' > '/shared/my runs/it'"'"'s'/exit/$CLEANSFT_ATTEMPT/stop.json
+  [ -z "$CLEANSFT_ATTEMPT" ] ||
+    echo '{"reason": "'$1'"}' > '/shared/my runs/it'"'"'s'/exit/$CLEANSFT_ATTEMPT/stop.json || true
 }
 trap 'ask_to_stop signal' USR1
 trap 'ask_to_stop terminated' TERM
