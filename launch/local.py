@@ -79,8 +79,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Runs attempts until none follows; the job's exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_stop)
+        for telling in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(telling, self._on_stop)
         signal.signal(signal.SIGUSR1, self._on_signal)
         processes.adopt_orphans()
         if not self._may_begin():
