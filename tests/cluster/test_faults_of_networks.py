@@ -100,7 +100,8 @@ def test_a_taken_port(runs: LabRuns, lab: Lab, shows: Shows) -> None:
     shown = lab.exec(["scontrol", "show", "config"]).stdout
     job = re.search(r"NEXT_JOB_ID\s*=\s*(\d+)", shown)
     assert job is not None, shown
-    ports = candidate_ports(f"{job[1]}.0", ephemeral_ports())
+    job_id = str(int(job[1]) + 1)  # the next one is spent on asking when the job would start (`sbatch --test-only`)
+    ports = candidate_ports(f"{job_id}.0", ephemeral_ports())
     listen = f"import socket; s = socket.create_server(('', {ports[0]})); print('listens', flush=True); s.accept()"
     with lab.popen([sys.executable, "-c", listen], node="n1", stdout=subprocess.PIPE) as listener:
         try:
@@ -109,7 +110,7 @@ def test_a_taken_port(runs: LabRuns, lab: Lab, shows: Shows) -> None:
             run = probe(runs, "port")
         finally:
             listener.kill()
-    assert run.job_id == job[1]
+    assert run.job_id == job_id
     taken = run.json("exit/0/rendezvous.json")["port"]
     assert taken == ports[1]
     shows(43, code=0, note="the second port of the job's list")
