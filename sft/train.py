@@ -24,6 +24,7 @@ from sft.config import LAUNCHER_OPTIONS, Args
 from sft.errors import LostPeerError, SftError
 from sft.fence import Holder, ended_jobs, refuse_if_held
 from sft.heartbeat import Heartbeat
+from sft.standard_output import tolerate_full_disks
 from strict_settings import SettingsError, Source
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ def main(words: Sequence[str], *, owns_process: bool = False) -> int:
 
     Args:
         words: the options.
-        owns_process: this process is there for the run alone: it heeds signals, and ends where a rank is lost.
+        owns_process: this process is there for the run alone: it heeds signals, ends where a rank is lost, and goes on
+            where nothing can be printed, for lack of space.
     """
+    if owns_process:
+        tolerate_full_disks()
     words = [word for word in words if word.partition("=")[0] not in LAUNCHER_OPTIONS]
     if "--help" in words or "-h" in words:
         print(f"{USAGE}\n{describe_settings()}")
