@@ -247,7 +247,12 @@ class Checkpoints:
         step, writer = self._state.step, str(self._fence.holder)
         manifest = Manifest(step, epoch, position, self._world.size, self._token, writer, state, identity, files)
         self._at("save_commit", step)
-        commit.commit(self._writing.temporary, manifest, self._fence.check)
+        try:
+            commit.commit(self._writing.temporary, manifest, self._fence.check)
+        except OSError:
+            with contextlib.suppress(OSError):  # at once: no byte may be free otherwise
+                commit.remove(self._writing.temporary)
+            raise
         self._world.heartbeat.checkpointed(step)
         self._at("save_committed", step)
         try:

@@ -68,6 +68,7 @@ class CheckpointWrite(threading.Thread):
                 self._at("save_part_written")
         except BaseException as error:  # told to all ranks by those who wait
             self.part_error = error
+            self._remove_part()
         self.part_done.set()
         if self._commits is None or self.part_error is not None:
             return
@@ -87,6 +88,13 @@ class CheckpointWrite(threading.Thread):
         record = self.temporary / f".part-{self._rank:05d}.json"
         write_file(record, [json.dumps(asdict(written)).encode()])
         os.rename(record, self.temporary / record.name[1:])
+
+    def _remove_part(self) -> None:
+        """At once: until the next save no byte of a full disk might be free otherwise."""
+        record = f"part-{self._rank:05d}.json"
+        for name in (part_name(self._rank), f".{record}", record):
+            with contextlib.suppress(OSError):
+                os.unlink(self.temporary / name)
 
     def _all_parts(self) -> dict[str, Written] | None:
         """Name → what was written, as each rank left it; None if it was given up."""

@@ -114,6 +114,26 @@ def test_a_full_disk_is_told_and_tried_again(checkpoints: Checkpoints, monkeypat
     assert names(checkpoints.folder) == ["step-00000003"]
 
 
+@pytest.mark.parametrize("failing_file", ["part-00000.safetensors", ".part-00000.json", MANIFEST])
+def test_what_was_half_written_goes_at_once_so_that_others_find_room(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, failing_file: str
+) -> None:
+    original = write_file
+
+    def write(path: Path, chunks: Any) -> Any:
+        if path.name == failing_file:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, chunks)
+
+    for module in ("sft.checkpoint_write", "sft.commit"):
+        monkeypatch.setattr(f"{module}.write_file", write)
+    checkpoints.save(FakeEngine(2), RunState(step=2))
+    assert checkpoints._writing is not None
+    checkpoints._writing.join(60)  # and nobody has asked yet how it went
+    assert [path for path in checkpoints.folder.rglob("*") if path.is_file()] == []
+
+
 def test_two_failures_in_a_row_end_the_run_and_the_old_checkpoint_stays(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
