@@ -10,14 +10,14 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from sft.errors import StorageError
 from sft.storage import Written, storage_errors, write_file
 
-_POLL_S = 0.02
+_POLL_S = 0.1
 
 
 class CheckpointWrite(threading.Thread):
@@ -98,24 +98,42 @@ class CheckpointWrite(threading.Thread):
 
     def _all_parts(self) -> dict[str, Written] | None:
         """Name → what was written, as each rank left it; None if it was given up."""
-        started = time.monotonic()
-        found: dict[str, Written] = {}
-        for rank in range(self._num_parts):
-            record = self.temporary / f"part-{rank:05d}.json"
-            while not record.exists():
-                if self.give_up.is_set():
-                    return None
-                if time.monotonic() - started > self._timeout_s:
-                    hint = f"Is rank {rank} alive, and is output_dir on a file system that all nodes share?"
-                    raise StorageError(f"{record} is not there after {self._timeout_s:.0f} s. {hint}")
-                time.sleep(_POLL_S)
-            found[part_name(rank)] = Written(**json.loads(record.read_text(encoding="ascii")))
+        records = [f"part-{rank:05d}.json" for rank in range(self._num_parts)]
+        if not self._await_names(records):
+            return None
+        found = {
+            part_name(rank): Written(**json.loads((self.temporary / record).read_text(encoding="ascii")))
+            for rank, record in enumerate(records)
+        }
         for name, written in found.items():
-            if (size := (self.temporary / name).stat().st_size) != written.size:
+            if (size := _size_of(self.temporary / name)) != written.size:
                 raise StorageError(f"{self.temporary / name} has {size} bytes; it must have {written.size}.")
-        for rank in range(self._num_parts):
-            (self.temporary / f"part-{rank:05d}.json").unlink()
+        for record in records:
+            (self.temporary / record).unlink()
         return found
+
+    def _await_names(self, names: Sequence[str]) -> bool:
+        """Waits for the files of all ranks, in their order; False if that was given up.
+
+        The folder is listed, and no file asked for by its name before it is there: NFS remembers for half a minute or
+        more that there was none of that name, however often it is asked.
+        """
+        started = time.monotonic()
+        while missing := set(names).difference(os.listdir(self.temporary)):
+            if self.give_up.is_set():
+                return False
+            if time.monotonic() - started > self._timeout_s:
+                rank, name = next((rank, name) for rank, name in enumerate(names) if name in missing)
+                hint = f"Is rank {rank} alive, and is output_dir on a file system that all nodes share?"
+                raise StorageError(f"{self.temporary / name} is not there after {self._timeout_s:.0f} s. {hint}")
+            time.sleep(_POLL_S)
+        return True
+
+
+def _size_of(path: Path) -> int:
+    """Of an opened file: NFS asks for it anew then, where a listing may have left the size of a moment before."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def part_name(rank: int) -> str:

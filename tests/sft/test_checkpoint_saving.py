@@ -229,6 +229,41 @@ def test_a_part_that_never_comes_or_is_cut_is_a_storage_error(tmp_path: Path) ->
     assert "part-00001.safetensors has 2 bytes; it must have 4." in str(run("cut", cut))
 
 
+def test_parts_of_other_hosts_are_seen_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS keeps in mind that a name was not there, and the size that a listing told, until it looks again."""
+    original_stat, original_listdir = os.stat, os.listdir
+    unknown: set[str] = set()
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        try:
+            if str(path) in unknown:
+                raise FileNotFoundError(path)
+            found = original_stat(path, **options)
+        except FileNotFoundError:
+            unknown.add(str(path))
+            raise
+        if Path(path).name == part_name(1):
+            return os.stat_result((*found[:6], 0, *found[7:]))  # as it was when rank 1 had made it
+        return found
+
+    def listdir(path: Any) -> list[str]:
+        found = original_listdir(path)
+        unknown.clear()
+        if part_name(1) not in found:
+            (path / part_name(1)).write_bytes(b"part")
+            (path / "part-00001.json").write_text('{"size": 4, "sha256": "x"}')
+        return found
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "listdir", listdir)
+    committed: list[Any] = []
+    folder = tmp_path / "t" / "step.tmp"
+    writing = CheckpointWrite(folder, 0, lambda: [b"part"], num_parts=2, commits=committed.append, timeout_s=60)
+    writing.run()
+    assert (writing.part_error, writing.commit_error) == (None, None)
+    assert [sorted(parts) for parts in committed] == [[part_name(0), part_name(1)]]
+
+
 def written_by(num_ranks: int, whole: torch.Tensor, folder: Path, *, replicated: bool) -> list[Path]:
     """The files of ranks that hold all of a parameter, or a part each."""
     files = []
