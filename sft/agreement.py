@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sft.errors import FencedError, LostPeerError, NonFiniteError, StorageError
@@ -12,6 +13,8 @@ from sft.world import World
 
 KINDS = (NonFiniteError, FencedError, StorageError, BaseException)
 """Kinds of errors, worst first."""
+ROUND_S = 1.0
+"""How often ranks that wait for each other's writing ask how far it is."""
 
 
 def worst_kind(world: World, error: BaseException | None) -> type[BaseException] | None:
@@ -40,6 +43,29 @@ def together(world: World) -> Iterator[None]:
         error = found
     if worst_kind(world, error) is not None:
         raise own_or_peers(error)
+
+
+def await_all(world: World, done: threading.Event, num_bytes: Callable[[], int]) -> None:
+    """Waits until what each rank writes beside its main thread is done on all of them (a collective).
+
+    A rank tells that it is alive whenever bytes were written, by any rank: those that are ready wait for the slowest,
+    however long that takes, and a disk that is stuck is a hang. Ranks ask each other all the time, so that none is in a
+    collective for longer than ROUND_S.
+
+    Args:
+        world: the ranks.
+        done: set when this rank's part is.
+        num_bytes: how many bytes of it are on the disk.
+    """
+    written = -1.0
+    while True:
+        is_writing = not done.wait(ROUND_S)
+        num_writing, total = world.sum(float(is_writing), float(num_bytes()))
+        if total != written:
+            world.heartbeat.again()
+            written = total
+        if not num_writing:
+            return
 
 
 def gathered(world: World, own: Any) -> list[Any]:

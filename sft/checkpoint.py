@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sft import commit
-from sft.agreement import own_or_peers, together, told_by_main, worst_kind
+from sft.agreement import await_all, own_or_peers, together, told_by_main, worst_kind
 from sft.checkpoint_search import find_checkpoint, problems_of
 from sft.checkpoint_write import CheckpointWrite
 from sft.engine import Engine
@@ -292,7 +292,7 @@ class Checkpoints:
         writing = self._writing
         if writing is None:
             return
-        writing.part_done.wait()
+        await_all(self._world, writing.part_done, lambda: writing.num_bytes)
         worst, own = worst_kind(self._world, writing.part_error), writing.part_error
         if worst is not None:
             writing.give_up.set()

@@ -77,7 +77,7 @@ def problems_of(path: Path, world: World, say: Callable[[str], None]) -> list[st
     names = sorted(manifest.files)
     findings = [Finding.RIGHT] * len(names)
     for number in range(world.rank, len(names), world.size):
-        findings[number] = compare(path / names[number], manifest.files[names[number]])
+        findings[number] = compare(path / names[number], manifest.files[names[number]], world.heartbeat.again)
     told = zip(names, world.sum(*(float(finding) for finding in findings)), strict=True)
     for extra in sorted(set(os.listdir(path)) - {*names, MANIFEST}) if world.is_main else ():
         say(f"warning: {path / extra} does not belong to the checkpoint; it is not read.")

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,6 +50,8 @@ class CheckpointWrite(threading.Thread):
         """Set when this rank's part is written, or has failed."""
         self.give_up = threading.Event()
         """To be set where another rank's part has failed: rank 0 does not wait for it."""
+        self.num_bytes = 0
+        """Of this rank's part, as far as it is written."""
         self.part_error: BaseException | None = None
         self.commit_error: BaseException | None = None
         self._rank = rank
@@ -84,10 +86,15 @@ class CheckpointWrite(threading.Thread):
         for folder in (self.temporary.parent, self.temporary):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700)  # not the run directory: one that is gone stays gone
-        written = write_file(self.temporary / part_name(self._rank), self._chunks())
+        written = write_file(self.temporary / part_name(self._rank), self._counted_chunks())
         record = self.temporary / f".part-{self._rank:05d}.json"
         write_file(record, [json.dumps(asdict(written)).encode()])
         os.rename(record, self.temporary / record.name[1:])
+
+    def _counted_chunks(self) -> Iterator[bytes | memoryview]:
+        for chunk in self._chunks():
+            yield chunk
+            self.num_bytes += len(chunk)  # asked for the next one: this one is written
 
     def _remove_part(self) -> None:
         """At once: until the next save no byte of a full disk might be free otherwise."""

@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ class Finding(enum.IntEnum):
         return f"{name} {words[self]}"
 
 
-def compare(path: Path, expected: Written) -> Finding:
-    """Reads a file and compares it with what was written."""
+def compare(path: Path, expected: Written, on_chunk: Callable[[], object] = lambda: None) -> Finding:
+    """Reads a file and compares it with what was written; calls `on_chunk` whenever some of it is read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
@@ -106,6 +106,7 @@ def compare(path: Path, expected: Written) -> Finding:
             buffer = memoryview(bytearray(_CHUNK_BYTES))
             while number := file.readinto(buffer):
                 digest.update(buffer[:number])
+                on_chunk()
     except FileNotFoundError:
         return Finding.MISSING
     except OSError:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SHARD_BYTES = 5_000_000_000
+SYNC_BYTES = 1 << 26
+"""So much of a file at most waits in memory to be written."""
 
 
 @contextmanager
@@ -60,9 +62,10 @@ class Written:
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
-    """Writes a new file, hashing what it writes, and syncs it to the disk. Raises OSError as the system does."""
+    """Writes a new file, hashing what it writes, and syncs it to the disk, SYNC_BYTES at a time: whoever counts the
+    chunks sees how far the disk is, not the memory before it. Raises OSError as the system does."""
     digest = hashlib.sha256()
-    size = 0
+    size = synced = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         for chunk in chunks:
@@ -71,6 +74,9 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
             rest = memoryview(chunk)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
+            if size - synced >= SYNC_BYTES:
+                os.fdatasync(descriptor)
+                synced = size
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +18,16 @@ import torch
 from crash_points import FakeEngine, checkpoints_of, held
 from safetensors.torch import load_file, save_file
 
+from sft.agreement import await_all
 from sft.checkpoint import SAVE_POINTS, Checkpoints, RunState
 from sft.checkpoint_write import CheckpointWrite, part_name
 from sft.commit import checkpoints_in
 from sft.errors import CheckpointError, NonFiniteError, StorageError
+from sft.heartbeat import Heartbeat
 from sft.manifest import MANIFEST, Manifest
 from sft.pieces import PartFiles, Piece, file_chunks, share_sizes
-from sft.storage import write_file
+from sft.storage import Written, write_file
+from sft.world import World
 
 
 @pytest.fixture
@@ -209,6 +215,86 @@ def test_rank_0_does_not_wait_for_a_part_that_failed(tmp_path: Path) -> None:
     writing.join(10)
     assert not writing.is_alive()
     assert (committed, writing.part_error, writing.commit_error) == ([], None, None)
+
+
+class Beats(Heartbeat):
+    """Counts them."""
+
+    num_beats = 0
+
+    def again(self) -> None:
+        self.num_beats += 1
+
+
+def test_a_part_that_takes_long_is_no_hang_while_bytes_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = Beats()
+    monkeypatch.setattr("sft.agreement.ROUND_S", 0.01)
+    checkpoints = checkpoints_of(tmp_path, held(tmp_path))
+    checkpoints._world = replace(checkpoints._world, heartbeat=beats)
+    seen: list[bool] = []
+
+    def write(path: Path, chunks: Any) -> Any:
+        if path.suffix != ".safetensors":
+            return write_file(path, chunks)
+        last = beats.num_beats
+        for number, _ in enumerate(chunks):
+            if number:  # the one before is written, which must be told before this one is
+                deadline = time.monotonic() + 20
+                while beats.num_beats == last and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                seen.append(beats.num_beats > last)
+            last = beats.num_beats
+        return Written(0, "")
+
+    monkeypatch.setattr("sft.checkpoint_write.write_file", write)
+    monkeypatch.setattr("sft.pieces._CHUNK_ELEMENTS", 500)
+    checkpoints.save(FakeEngine(2), RunState(step=2))
+    with pytest.raises(StorageError):  # nothing was written
+        checkpoints.finish()
+    assert len(seen) > 10
+    assert all(seen)
+
+
+def test_a_disk_that_is_stuck_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds in which no byte is written pass without a sign of life."""
+    beats, done = Beats(), threading.Event()
+    written = iter([10, 10, 10, 20, 20])
+
+    def num_bytes() -> int:
+        if (found := next(written)) == 20:
+            done.set()
+        return found
+
+    monkeypatch.setattr("sft.agreement.ROUND_S", 0.001)
+    await_all(World(0, 0, 1, torch.device("cpu"), heartbeat=beats), done, num_bytes)
+    assert next(written, None) is None
+    assert beats.num_beats == 2
+
+
+def test_a_rank_that_is_ready_shows_that_it_lives_while_another_writes() -> None:
+    class Slower(World):
+        """A second rank that writes 10 bytes in each of five rounds."""
+
+        def sum(self, *values: float) -> list[float]:
+            rounds.append(values)
+            return [values[0] + (len(rounds) < 5), values[1] + 10 * len(rounds)]
+
+    rounds: list[tuple[float, ...]] = []
+    beats, done = Beats(), threading.Event()
+    done.set()
+    await_all(Slower(0, 0, 2, torch.device("cpu"), heartbeat=beats), done, lambda: 50)
+    assert rounds == [(0.0, 50.0)] * 5
+    assert beats.num_beats == 5
+
+
+def test_a_large_file_reaches_the_disk_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("sft.storage.SYNC_BYTES", 100)
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    write_file(tmp_path / "a", [b"x" * 60] * 5)
+    assert synced == [120, 240]
 
 
 def test_a_part_that_never_comes_or_is_cut_is_a_storage_error(tmp_path: Path) -> None:
