@@ -8,16 +8,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.errors import SftError, StorageError
 from sft.storage import storage_errors, write_json
 from sft.trackers import Tracker
 
+if TYPE_CHECKING:
+    from sft.event_file import EventFile, Scalars
+
 Record = dict[str, Any]
 
 _FLUSH_INTERVAL_S = 10.0
 """training_log.json is written again at most this often (and at the end): it is one JSON list."""
+_PATIENCE_S = 0.5
+"""How long the training waits for that."""
 
 
 class History:
@@ -53,7 +58,9 @@ class History:
         self._num_steps = num_steps
         self._is_main = is_main
         self._tensorboard_dir = output_dir / "tensorboard" if tensorboard and is_main else None
-        self._writer: Any = None
+        self._writer: EventFile | None = None
+        self._not_shown: list[Scalars] = []
+        """What TensorBoard is still to be given."""
         self._bar: Any = None
         self._flushed_at = 0.0
         self._lock = threading.Lock()
@@ -62,11 +69,16 @@ class History:
         self._make_tracker = tracker if is_main else None
         self._tracker: Tracker | None = None
         self._is_behind = False
+        self._flushing: threading.Thread | None = None
+        self._error: Exception | None = None
+        """What a flush beside the training has found."""
 
     def __enter__(self) -> History:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._flushing is not None:
+            self._flushing.join()
         if exception == (None, None, None):
             self.flush()
         else:
@@ -89,11 +101,10 @@ class History:
             earlier = _whole_records(self._path.read_text(encoding="utf-8", errors="replace"))
             self.records = [r for r in earlier if r["type"] != "summary" and r["step"] <= first_step]
         if self._tensorboard_dir is not None:
-            from torch.utils.tensorboard.writer import SummaryWriter
+            from sft.event_file import EventFile
 
             # What an earlier attempt logged beyond the step from which this one goes on is hidden.
-            purge = first_step + 1 if first_step else None
-            self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=purge)
+            self._writer = EventFile(self._tensorboard_dir, first_step + 1 if first_step else None)
         if self._make_tracker is not None:
             self._tracker = self._make_tracker()
         self._bar = tqdm(total=self._num_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5)
@@ -135,10 +146,30 @@ class History:
     def _log(self, record: Record, group: str) -> None:
         self.records.append(record)
         if self._writer is not None:
-            scalars = {f"{group}/{n}": v for n, v in record.items() if n not in ("type", "step") and v is not None}
-            self._writer.file_writer.add_summary(_summary_of(scalars), record["step"])
-        if time.monotonic() - self._flushed_at > _FLUSH_INTERVAL_S:
+            from sft.event_file import Scalars
+
+            values = {f"{group}/{n}": v for n, v in record.items() if n not in ("type", "step") and v is not None}
+            self._not_shown.append(Scalars(record["step"], time.time(), values))
+        if self._error is None and time.monotonic() - self._flushed_at > _FLUSH_INTERVAL_S:
+            self._keep_beside()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _keep_beside(self) -> None:
+        """Puts everything on the disk, and waits for it only for a moment: other ranks are waiting, and a disk behind a
+        network may stand still for longer than a step may take."""
+        if self._flushing is not None and self._flushing.is_alive():
+            return
+        self._flushing = threading.Thread(target=self._keep_or_tell, name="log", daemon=True)
+        self._flushing.start()
+        self._flushing.join(_PATIENCE_S)
+
+    def _keep_or_tell(self) -> None:
+        try:
             self.keep()
+        except Exception as error:
+            self._error = error
 
     def keep(self) -> None:
         """Puts everything on the disk, from any thread. If the disk takes nothing, the run goes on, and what was logged
@@ -165,7 +196,9 @@ class History:
             write_json(self._path, list(self.records))
             if self._writer is not None:
                 with storage_errors(self._path):
-                    self._writer.flush()
+                    new = list(self._not_shown)
+                    self._writer.write(new)
+                    del self._not_shown[: len(new)]
             if self._tracker is not None:
                 self._tracker.take(list(self.records))
             self._flushed_at = time.monotonic()
@@ -185,10 +218,3 @@ def _whole_records(text: str) -> list[Record]:
         records.append(record)
         position = text.find("{", end)
     return records
-
-
-def _summary_of(scalars: dict[str, float]) -> Any:
-    """All scalars of a step as one event: written one by one they would take longer than all else of a log step."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])

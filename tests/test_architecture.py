@@ -17,7 +17,7 @@ LAYERS = {
     "strict_settings": ["problems scalars source", "schema yaml_file", "command_line", "__init__"],
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
-        "__init__ errors allocator standard_output",
+        "__init__ errors allocator standard_output event_file",
         "heartbeat faults pace meeting",
         "deepspeed_config lora_args setting_files",
         "setting_rules",

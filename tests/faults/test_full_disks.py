@@ -112,6 +112,7 @@ def test_a_log_that_finds_no_room_is_written_later(
     runs: RunsHere, disk: Path, at: Callable[..., None], shows: Shows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sft.history._FLUSH_INTERVAL_S", 0.0)
+    monkeypatch.setattr("sft.history._PATIENCE_S", 60.0)
     log = disk / "out" / "training_log.json"
     between: list[int] = []
     at(
