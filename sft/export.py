@@ -5,7 +5,6 @@ Weights are fetched from the engine tensor by tensor, so that sharded models are
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sft.errors import NonFiniteError
-from sft.storage import MAX_SHARD_BYTES, TensorEntry, publish, write_tensors
+from sft.storage import MAX_SHARD_BYTES, TensorEntry, new_files, storage_errors, write_tensors
 from sft.world import World
 
 _PEFT_PREFIX = "base_model.model."
@@ -42,6 +41,7 @@ def export_model(
 
     Raises:
         NonFiniteError: a weight is no number, or too large for `dtype`; on every rank, and no weights are left there.
+        StorageError: the disk does not take it; nothing half-written is left there.
     """
     if hasattr(engine.model, "peft_config"):
         export_adapter(engine, tokenizer, folder, world)
@@ -132,8 +132,9 @@ def _write_whole(
     from transformers.core_model_loading import revert_weight_conversion
 
     if is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_weights(folder)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_weights(folder)
         _write_description(model, tokenizer, folder, dtype)
     write_tensors(
         entries,
@@ -147,20 +148,15 @@ def _write_whole(
 
 def _write_description(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
     """config.json, generation_config.json and the tokenizer's files, each of them atomically."""
-    temporary = folder / ".description.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    config = model.config
-    config.architectures = [type(model).__name__]
-    previous = config.dtype, config.use_cache
-    config.dtype, config.use_cache = dtype, True
-    config.save_pretrained(temporary)
-    config.dtype, config.use_cache = previous
-    model.generation_config.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    for file in sorted(temporary.iterdir()):
-        publish(file, folder / file.name)
-    temporary.rmdir()
+    with new_files(folder) as temporary:
+        config = model.config
+        config.architectures = [type(model).__name__]
+        previous = config.dtype, config.use_cache
+        config.dtype, config.use_cache = dtype, True
+        config.save_pretrained(temporary)
+        config.dtype, config.use_cache = previous
+        model.generation_config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def _remove_weights(folder: Path) -> None:
@@ -182,9 +178,11 @@ def export_adapter(engine: Weights, tokenizer: Any, folder: Path, world: World) 
 
     entries = [TensorEntry(name, _num_elements(parameters[name]) * 4, partial(weight, name)) for name in names]
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        model.peft_config["default"].save_pretrained(str(folder))
-        tokenizer.save_pretrained(folder)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with new_files(folder) as temporary:
+            model.peft_config["default"].save_pretrained(str(temporary))
+            tokenizer.save_pretrained(temporary)
 
     def as_peft_saves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         saved: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)

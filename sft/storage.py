@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,33 @@ SYNC_BYTES = 1 << 26
 """So much of a file at most waits in memory to be written."""
 
 
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)$")
+"""How messages of libraries in Rust end where the system refused something: the exceptions of safetensors and
+tokenizers are no OSError."""
+
+
 @contextmanager
 def storage_errors(path: Path, setting: str = "output_dir") -> Iterator[None]:
     """Turns the system's refusal to write into a StorageError that names the place, and what to change."""
     try:
         yield
-    except OSError as error:
+    except Exception as found:
+        error = _system_error(found)
+        if error is None:
+            raise
         what, remedy = error.strerror or str(error), f"Free space there or choose another {setting}."
         if isinstance(error, FileNotFoundError) and not path.parent.exists():
             gone = next(folder for folder in reversed(path.parents) if not folder.exists())
             what, remedy = f"{gone} is gone", "It must stay where it is while the run writes to it."
-        raise StorageError(f"{path} cannot be written: {what}. {remedy}") from error
+        raise StorageError(f"{path} cannot be written: {what}. {remedy}") from found
+
+
+def _system_error(error: Exception) -> OSError | None:
+    """The system's error that this one is, or tells of; None where it is another one."""
+    if isinstance(error, OSError):
+        return error
+    match = _RUST_ERROR.search(str(error))
+    return None if match is None else OSError(int(match[1]), os.strerror(int(match[1])))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,8 +66,13 @@ def write_text(path: Path, text: str) -> None:
     with storage_errors(path):
         temporary = path.with_name(f".{path.name}.tmp")
         # File names and refused rows may hold half characters, which JSON can write and UTF-8 cannot.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        publish(temporary, path)
+        try:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            publish(temporary, path)
+        except OSError:
+            with suppress(OSError):  # half of it would keep the disk full
+                temporary.unlink()
+            raise
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,21 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def new_files(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files appear in `folder`, each of them whole, when the body ends well; it disappears."""
+    temporary = folder / ".new.tmp"
+    with storage_errors(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in sorted(temporary.iterdir()):
+                publish(file, folder / file.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """A tensor that is to be written: its name, its size, and how to get it."""
@@ -165,11 +202,8 @@ def write_tensors(
         if not is_main:
             continue
         tensors = transform(tensors) if transform else tensors
-        path = folder / file_name
-        with storage_errors(path):
-            temporary = path.with_name(f".{file_name}.tmp")
-            save_file(tensors, temporary, metadata={"format": "pt"})
-            publish(temporary, path)
+        with new_files(folder) as temporary:
+            save_file(tensors, temporary / file_name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file_name)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())
     if is_main and len(shards) > 1:

@@ -129,6 +129,21 @@ def test_a_log_that_finds_no_room_is_written_later(
     shows(26, code=found.code, says=found.warning, steps_lost=0)
 
 
+@pytest.mark.parametrize("lora", [{}, {"lora": {"r": 2}}], ids=["whole", "adapter"])
+def test_a_final_model_that_finds_no_room(
+    runs: RunsHere, disk: Path, at: Callable[..., None], lora: dict[str, object]
+) -> None:
+    at({("step", 4): lambda: fill(disk)})
+    found = runs.run(max_steps=4, save_steps=3, **lora)
+    assert found.code == 13
+    assert "cannot be written: No space left on device" in found.error
+    assert not list((disk / "out").glob("*.safetensors"))
+    assert not list((disk / "out").glob(".*tmp*"))
+    clear(disk)
+    found = runs.run(max_steps=4, save_steps=3, **lora)
+    assert (found.code, found.resumed_after) == (0, 3), found.said
+
+
 def set_read_only(folder: Path) -> None:
     mount("--bind", str(folder), str(folder))
     mount("-o", "remount,bind,ro", str(folder))

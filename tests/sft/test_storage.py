@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from sft.errors import StorageError
-from sft.storage import TensorEntry, new_folder, write_json, write_tensors
+from sft.storage import TensorEntry, new_files, new_folder, storage_errors, write_json, write_tensors
 
 
 def entries(*names: str, num_elements: int = 10) -> list[TensorEntry]:
@@ -87,6 +92,49 @@ def test_a_folder_takes_the_place_of_an_old_one_and_of_leftovers(tmp_path: Path)
     with new_folder(tmp_path / "step") as folder:
         (folder / "new").write_text("")
     assert [path.name for path in (tmp_path / "step").iterdir()] == ["new"]
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """The system takes no larger ones from this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_safetensors_cannot_write_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
+    expected = pytest.raises(StorageError, match=r"cannot be written: File too large\. Free space")
+    with expected as caught, files_of_at_most(1000):
+        write_tensors(entries("a", num_elements=10_000), tmp_path, "model", is_main=True)
+    assert caught.value.exit_code == 13
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_tokenizer_cannot_write_is_a_storage_error_and_leaves_the_old_files(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("old")
+    words = {f"word{number}": number for number in range(1000)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="word0"))
+    refused = pytest.raises(StorageError, match="cannot be written: File too large")
+    with refused, files_of_at_most(1000), new_files(tmp_path) as folder:
+        (folder / "config.json").write_text("{}")
+        tokenizer.save(str(folder / "tokenizer.json"))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_new_files_take_the_place_of_old_ones(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
+    with new_files(tmp_path) as folder:
+        (folder / "a").write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "old"}
+
+
+def test_an_error_of_no_system_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), storage_errors(tmp_path):
+        raise ValueError("mine (os error 28) and more")
 
 
 def test_small_models_are_one_file_without_an_index(tmp_path: Path) -> None:
