@@ -146,12 +146,23 @@ class Checkpoints:
         self._read(path, manifest, engine, KINDS)
         return state
 
-    def load_weights(self, path: Path, engine: Engine) -> None:
-        """Sets the weights only.
+    def load_best(self, state: RunState, engine: Engine) -> None:
+        """Sets the weights to those of the best evaluation. Where there is no checkpoint of it, as after attempts that
+        did not ask for the best one, they stay what they are, which is told.
 
         Raises:
             CheckpointError: the checkpoint is damaged.
         """
+        if state.best_step is None or state.best_step == state.step:
+            return
+        path = self.path(state.best_step)
+        if told_by_main(self._world, float(self._world.is_main and path.is_dir())):
+            self._load_weights(path, engine)
+        else:
+            what = f"{path}, of the best evaluation, is not there"
+            self._say(f"warning: {what}; the model is that of step {state.step}.")
+
+    def _load_weights(self, path: Path, engine: Engine) -> None:
         if problems := problems_of(path, self._world, self._say):
             raise CheckpointError(f"{'; '.join(problems)}. The model of the best evaluation is lost.")
         self._read(path, Manifest.read(path / MANIFEST), engine, ("weight",))
@@ -204,6 +215,8 @@ class Checkpoints:
             FencedError: another process has taken the run directory over.
         """
         self._settle()
+        if self._num_failures and self._state.best_step == self._state.step != state.step:
+            self._try_again()  # before its values are lost: no later step makes up for the best one
         if state.step == self._saved_step and not self._num_failures:
             return
         self._copy(engine)
@@ -268,8 +281,12 @@ class Checkpoints:
         """
         self._settle()
         if self._num_failures:
-            self._start()
-            self._settle()
+            self._try_again()
+
+    def _try_again(self) -> None:
+        """Writes the values that are held once more, and waits for it."""
+        self._start()
+        self._settle()
 
     def close(self) -> None:
         """After an error: lets what is being written end, and asks no other rank, which may be gone."""

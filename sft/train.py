@@ -206,8 +206,8 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
         state = train(Training(engine, train_data, eval_data, args, plan, world, history, checkpoints), state)
         world.heartbeat.beat("end", state.step)
         checkpoints.finish()
-        if args.load_best_model_at_end and state.best_step is not None and state.best_step != state.step:
-            checkpoints.load_weights(checkpoints.path(state.best_step), engine)
+        if args.load_best_model_at_end:
+            checkpoints.load_best(state, engine)
         checkpoints.require_fence()
         export_model(engine, tokenizer, output_dir, world, built.save_dtype, merge_adapters=args.lora.merge)
         history.log_summary(summary(state, history.records))

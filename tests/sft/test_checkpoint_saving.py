@@ -155,6 +155,32 @@ def test_two_failures_in_a_row_end_the_run_and_the_old_checkpoint_stays(
     assert checkpoints.find("auto") == checkpoints.path(1)
 
 
+def test_the_best_checkpoint_is_the_one_that_is_tried_again(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(1, monkeypatch)
+    checkpoints.save(FakeEngine(2), RunState(step=2, best_step=2))
+    checkpoints.save(FakeEngine(3), RunState(step=3, best_step=2))
+    checkpoints.finish()
+    assert names(checkpoints.folder) == ["step-00000002", "step-00000003"]
+    engine: Any = FakeEngine(3)
+    checkpoints.load_best(RunState(step=3, best_step=2), engine)
+    assert engine.values.tolist() == [2.0] * 700
+
+
+def test_a_best_checkpoint_that_was_never_written_is_told(checkpoints: Checkpoints) -> None:
+    said: list[str] = []
+    checkpoints._say = said.append
+    engine: Any = FakeEngine(4)
+    checkpoints.load_best(RunState(step=4, best_step=3), engine)
+    (line,) = said
+    assert "step-00000003, of the best evaluation, is not there; the model is that of step 4." in line
+    assert engine.values.tolist() == [4.0] * 700
+    checkpoints.load_best(RunState(step=4), engine)
+    checkpoints.load_best(RunState(step=4, best_step=4), engine)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_last_checkpoint_is_tried_twice(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, number: int
