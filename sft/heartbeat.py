@@ -92,7 +92,8 @@ class Heartbeat:
         """From now on signals ask for a stop instead of ending this process. For the main thread, once.
 
         While the run loads, the first one raises StoppedError: there is nothing to save. Later it is noted. A second
-        one ends the process at once, also where the main thread waits in a collective that never ends.
+        one ends the process at once, also where the main thread waits in a collective that never ends; SIGTERM does not
+        once the board asks for a stop, as the node's agent then ends ranks in time.
         """
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -143,6 +144,8 @@ class Heartbeat:
 
     def _heed(self, number: int) -> None:
         self._note(number)
+        if number == signal.SIGTERM and self._board is not None and self._board.stop_reason is not None:
+            return  # Slurm's second one, at the end of its GraceTime: the agent knows how long ranks may save
         if time.monotonic() - self._signalled_at > SECOND_SIGNAL_S:
             _leave(f"a second signal ({signal.Signals(number).name}): ended at once; nothing was saved.", 128 + number)
 
