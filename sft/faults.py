@@ -3,8 +3,9 @@
     SFT_FAULT = FAULT[,FAULT…]
     FAULT     = [always:]KIND@RANK:STEP[:POINT] | [KIND+KIND…]@poisson:SEED:MTBF_S
 
-POINT is where in the step: `step` (the default), or a name that a part of saving calls `fault_at` with. A fault happens
-once in a run directory of the launcher, or each time with `always:`. With `poisson`, faults of these kinds come at
+POINT is where in the step: `step` (the default), or a name that a part of saving calls `fault_at` with. `bitflip` takes
+no POINT: it changes a bit of this rank's part of the step's checkpoint once that is complete. A fault happens once in a
+run directory of the launcher, or each time with `always:`. With `poisson`, faults of these kinds come at
 random times with a mean distance of MTBF_S seconds over all ranks, the same for the same seed and attempt.
 """
 
@@ -23,8 +24,11 @@ from pathlib import Path
 from strict_settings import Problem, SettingsError
 
 VARIABLE = "SFT_FAULT"
-CALLERS_KINDS = ("nan", "perturb")
-"""Done by whoever calls `fault_at`, who is handed the kind: a loss that is no number; a weight that is changed."""
+CALLERS_KINDS = ("nan", "perturb", "bitflip")
+"""Done by whoever calls `fault_at`, who is handed the kind: a loss that is no number; a weight that is changed; a bit
+of a checkpoint's file."""
+PART_COMMITTED = "part_committed"
+"""The point of `bitflip`: rank 0 comes to it for each rank, whose part of a checkpoint is complete."""
 SLOW_S = 0.3
 """Of `slow`; `slow15` takes 15 s."""
 _FAULT = re.compile(r"(always:)?([a-z_0-9]+)@(\d+):(\d+)(?::([A-Za-z_0-9.-]+))?")
@@ -133,11 +137,14 @@ def parse_faults(text: str) -> list[Fault | RandomFaults]:
 def _parse(word: str) -> Fault | RandomFaults:
     if (match := _POISSON.fullmatch(word)) is not None:
         kinds = tuple(match[1].split("+"))
-        if all(map(_is_kind, kinds)) and float(match[3]) > 0:
+        if all(_is_kind(kind) and kind != "bitflip" for kind in kinds) and float(match[3]) > 0:
             return RandomFaults(kinds, int(match[2]), float(match[3]))
     elif (match := _FAULT.fullmatch(word)) is not None and _is_kind(match[2]):
         always, kind, rank, step, point = match.groups()
-        return Fault(kind, int(rank), int(step), point or "step", bool(always))
+        if kind != "bitflip":
+            return Fault(kind, int(rank), int(step), point or "step", bool(always))
+        if point is None:
+            return Fault(kind, int(rank), int(step), PART_COMMITTED, bool(always))
     rule = f"be KIND@RANK:STEP[:POINT] or KIND+KIND@poisson:SEED:MTBF_S, KIND one of {', '.join(KINDS)}"
     raise SettingsError(Problem(VARIABLE, word, rule))
 
@@ -165,7 +172,8 @@ class Faults:
         for fault in self._fixed:
             if (fault.point, fault.step, fault.rank) == (point, step, rank) and self._is_new(fault):
                 return self._do(fault.kind, f"{point} {step}")
-        for number, (at_s, kind, its_rank) in enumerate(self._next):
+        # At a part's point rank 0 asks for others too: what comes at random there is theirs.
+        for number, (at_s, kind, its_rank) in enumerate(self._next if point != PART_COMMITTED else ()):
             if time.monotonic() - self._started >= at_s:
                 self._next[number] = next(self._random[number])
                 if its_rank == rank:
@@ -205,6 +213,16 @@ def install(environ: Mapping[str, str]) -> None:
         folder = Path(run_dir) / "faults" if run_dir else None
         num_ranks, attempt = int(environ.get("WORLD_SIZE", "1")), environ.get("CLEANSFT_ATTEMPT", "0")
         _faults.append(Faults(environ[VARIABLE], num_ranks, attempt, folder))
+
+
+def flip_bit(path: Path) -> None:
+    """Changes one bit in the middle of a file, as a disk may."""
+    with path.open("r+b", buffering=0) as file:
+        middle = path.stat().st_size // 2
+        file.seek(middle)
+        (byte,) = file.read(1)
+        file.seek(middle)
+        file.write(bytes([byte ^ 1]))
 
 
 def fault_at(point: str, step: int, rank: int) -> str | None:

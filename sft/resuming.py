@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from sft.checkpoint import Checkpoints, RunState
+from sft.checkpoint_write import part_name
+from sft.commit import checkpoint_path
 from sft.config import Args
 from sft.engine import Engine
-from sft.faults import fault_at
+from sft.faults import PART_COMMITTED, fault_at, flip_bit
 from sft.fence import Fence
 from sft.history import History
 from sft.identity import Identity
@@ -32,9 +34,13 @@ def checkpoints_of(
         if point == "save_commit":
             history.keep()  # a run that goes on from this checkpoint finds all records before it
         fault_at(point, step, world.rank)
+        for rank in range(world.size) if point == "save_committed" else ():
+            if fault_at(PART_COMMITTED, step, rank) == "bitflip":
+                flip_bit(checkpoint_path(folder, step) / part_name(rank))
 
+    folder = output_dir / "checkpoints"
     return Checkpoints(
-        output_dir / "checkpoints",
+        folder,
         world,
         identity,
         args.save_total_limit,

@@ -48,6 +48,16 @@ def lost(found: Ended) -> int:
     return STOPPED_IN - 1 - found.resumed_after
 
 
+def test_a_bit_that_is_flipped_on_purpose_is_found_by_the_run_that_goes_on(runs: RunsHere, straight: Ended) -> None:
+    newest = NUM_STEPS - NUM_STEPS % SAVE_STEPS
+    found = runs.run("flipped", fault=f"bitflip@0:{newest}")
+    assert (found.code, f"fault on purpose: bitflip at part_committed {newest}" in found.said) == (0, True), found.said
+    again = runs.run("flipped")
+    assert again.resumed_after == newest - SAVE_STEPS
+    assert f"step-{newest:08d}/part-00000.safetensors has another sha256 than its manifest says" in again.warning
+    assert same(again, straight)
+
+
 def cut(folder: Path) -> None:
     path = folder / PART
     path.write_bytes(path.read_bytes()[:-100])

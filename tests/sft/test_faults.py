@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from sft import faults
-from sft.faults import Fault, InjectedFaultError, RandomFaults, fault_at, install, parse_faults
+from sft.faults import (
+    PART_COMMITTED,
+    Fault,
+    InjectedFaultError,
+    RandomFaults,
+    fault_at,
+    flip_bit,
+    install,
+    parse_faults,
+)
 from strict_settings import SettingsError
 
 
@@ -30,7 +39,11 @@ def test_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["kill", "kill@1", "explode@1:7", "kill@-1:7", "kill+bang@poisson:1:60", "kill@poisson:1:0"]
+    "text",
+    [
+        *("kill", "kill@1", "explode@1:7", "kill@-1:7", "kill+bang@poisson:1:60", "kill@poisson:1:0"),
+        *("bitflip@0:7:save_part", "kill+bitflip@poisson:1:60"),
+    ],
 )
 def test_what_is_no_fault_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="SFT_FAULT is"):
@@ -61,6 +74,20 @@ def test_a_fault_happens_at_its_point_once_in_a_run(tmp_path: Path) -> None:
         fault_at("step", 7, 1)
     install(environ)  # the next attempt
     assert (fault_at("step", 7, 1), fault_at("save", 2, 0), fault_at("step", 3, 0)) == (None, None, "perturb")
+
+
+def test_a_flipped_bit_has_a_point_of_its_own_where_no_random_fault_happens() -> None:
+    install({"SFT_FAULT": "bitflip@1:7,raise@poisson:1:0.000001"})
+    assert (fault_at(PART_COMMITTED, 7, 0), fault_at(PART_COMMITTED, 7, 1)) == (None, "bitflip")
+    with pytest.raises(InjectedFaultError):
+        fault_at("step", 7, 0)
+
+
+def test_one_bit_is_flipped(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    path.write_bytes(bytes(7))
+    flip_bit(path)
+    assert path.read_bytes() == b"\0\0\0\1\0\0\0"
 
 
 @pytest.mark.parametrize(("kind", "code"), [("kill", -9), ("segv", -11), ("abort", -6), ("term", -15), ("exit0", 0)])
