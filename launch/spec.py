@@ -84,7 +84,7 @@ class Watchdog:
     step_factor: Annotated[float, at_least(2)] = 5.0
     """A step may take so many times the slowest of the recent ones."""
     checkpoint_s: Annotated[float, at_least(1)] = 300.0
-    """For one tensor of a checkpoint or of the final model."""
+    """While saving, without a byte that any rank gets to the disk; for one file of the final model."""
     evaluation_s: Annotated[float, at_least(1)] = 300.0
     """For one batch of an evaluation."""
 
