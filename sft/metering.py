@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,9 @@ Phase = Literal["data", "forward", "backward", "optimizer", "communication", "ev
 PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "optimizer", "communication", "checkpoint")
 """Those that a step's record has. `communication` is what the loop itself waits for: gradients are reduced while the
 backward pass runs and, under ZeRO, weights are gathered in the optimizer's step; that is part of those."""
+_OWN_PHASES: tuple[Phase, ...] = ("data", "forward")
+"""Those without what waits for others: in the backward pass and the optimizer's step ranks look alike; under FSDP and
+ZeRO-3 they do so in a forward pass too."""
 _ON_THE_HOST = ("data", "evaluation", "checkpoint")
 
 
@@ -165,13 +169,15 @@ class Meter:
         spent = self._timer.take()
         elapsed_s = time.perf_counter() - self._started - spent.get("evaluation", 0.0) - spent.get("checkpoint", 0.0)
         elapsed_s = max(elapsed_s, 1e-9)
-        busy_s = [0.0] * self._world.size
-        # Without what waits for others: under FSDP and ZeRO-3 a forward pass does that too, and ranks look alike.
-        busy_s[self._world.rank] = spent.get("data", 0.0) + spent.get("forward", 0.0)
+        size = self._world.size
+        busy_s = [0.0] * size * len(_OWN_PHASES)
+        busy_s[self._world.rank :: size] = [spent.get(phase, 0.0) for phase in _OWN_PHASES]
         num_slots, squares, beyond, *busy_s = self._world.sum(
             self._own_slots, self._own_squares, self._own_beyond, *busy_s
         )
-        self._tell_slow_ranks(busy_s)
+        self._tell_slow_ranks(
+            {phase: busy_s[size * number : size * (number + 1)] for number, phase in enumerate(_OWN_PHASES)}
+        )
         computed = Work(min(self._num_tokens, int(num_slots)), self._num_trained_tokens, int(squares), int(beyond))
         device_s = elapsed_s * self._world.size
         flops_per_s = causal_flops(self._shape, computed) / device_s
@@ -187,9 +193,9 @@ class Meter:
         self._restart()
         return found
 
-    def _tell_slow_ranks(self, busy_s: list[float]) -> None:
-        slowness = self._pace.see(busy_s, max(self._num_steps, 1))
+    def _tell_slow_ranks(self, phases_s: Mapping[str, Sequence[float]]) -> None:
+        slowness = self._pace.see([sum(own) for own in zip(*phases_s.values(), strict=True)], max(self._num_steps, 1))
         self._world.heartbeat.tell_slowness(slowness[self._world.rank])
-        for line in self._pace.news(slowness):
+        for line in self._pace.news(slowness, phases_s):
             if self._world.is_main:
                 print(line, flush=True)

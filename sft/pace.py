@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 SLOW = 1.5
 """So many times the median rank's own time."""
@@ -34,12 +34,27 @@ class Pace:
             found.append(own_s / median_s if self._slow_steps[rank] >= LASTING_STEPS else 0.0)
         return found
 
-    def news(self, slowness: Sequence[float]) -> list[str]:
-        """A warning for each rank that has become slow, and was not before."""
+    def news(self, slowness: Sequence[float], phases_s: Mapping[str, Sequence[float]]) -> list[str]:
+        """A warning for each rank that has become slow, and was not before.
+
+        Args:
+            slowness: as `see` gives it.
+            phases_s: name of a phase → seconds of each rank in it; they add up to what `see` was given.
+        """
         slow = {rank for rank, ratio in enumerate(slowness) if ratio}
         new, self._told = slow - self._told, slow
         return [
-            f"warning: rank {rank} takes {slowness[rank]:.1f} times as long as the median rank for data and forward "
-            "passes; all ranks wait for it."
+            f"warning: rank {rank} takes {slowness[rank]:.1f} times as long as the median rank for "
+            f"{' and '.join(phases_s)}, most of it in {slowest_phase(phases_s, rank)}; all ranks wait for it."
             for rank in sorted(new)
         ]
+
+
+def slowest_phase(phases_s: Mapping[str, Sequence[float]], rank: int) -> str:
+    """The phase in which a rank loses most against the median rank of that phase."""
+
+    def lost_s(phase: str) -> float:
+        ranks_s = phases_s[phase]
+        return ranks_s[rank] - sorted(ranks_s)[(len(ranks_s) - 1) // 2]
+
+    return max(phases_s, key=lost_s)

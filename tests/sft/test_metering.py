@@ -143,6 +143,32 @@ def test_rates_are_of_all_steps_since_the_last_record(monkeypatch: pytest.Monkey
     assert meter.record()["tokens_per_s"] == 5
 
 
+class SlowOther(World):
+    """Two ranks; the other one takes 2 s for its data and 0.5 s for forward passes."""
+
+    def sum(self, *values: float) -> list[float]:
+        slots, squares, beyond, own_data_s, _, own_forward_s, _ = values
+        return [slots, squares, beyond, own_data_s, 2.0, own_forward_s, 0.5]
+
+
+def test_the_phase_of_a_slow_rank_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("sft.metering.time.perf_counter", lambda: now)
+    timer = StepTimer(CPU)
+    meter = Meter(SHAPE, timer, SlowOther(0, 0, 2, CPU), None)
+    for phase, took_s in (("data", 0.1), ("forward", 0.4)):
+        with timer(phase):  # type: ignore[arg-type]
+            now += took_s
+    for _ in range(5):
+        meter.step(50, 20, own_slots=30, own_squares=650)
+    meter.record()
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "warning: rank 1 takes 5.0 times as long as the median rank for data and forward, most of it in"
+    )
+    assert "most of it in data;" in said
+
+
 def test_without_a_rate_there_is_no_utilisation() -> None:
     meter = Meter(SHAPE, StepTimer(CPU), ALONE, None)
     meter.step(5, 1, 5, 25)
