@@ -167,6 +167,7 @@ def _slow_ranks(run: Run) -> list[dict[str, Any]]:
 def _slow_lines(run: Run) -> list[str]:
     return [
         f"slow     rank {record['rank']} ({record['host']}) takes {record['slowness']:.1f} times as long as the others"
+        + (f", most of it in {record['slow_phase']}" if record.get("slow_phase") else "")
         for record in _slow_ranks(run)
     ]
 

@@ -172,8 +172,12 @@ class NodeWatch:
     def _tell_slow(self, slot: Slot) -> None:
         self._slow[slot.local_rank] = slot.slowness
         rank, host = self._rank(slot), socket.gethostname()
-        print(f"warning: rank {rank} on {host} computes {slot.slowness:.1f} times as long as the others", flush=True)
-        record = {"rank": rank, "host": host, "slowness": slot.slowness, "step": slot.step, "at": time.time()}
+        most = f", most of it in {slot.slow_phase}" if slot.slow_phase else ""
+        print(
+            f"warning: rank {rank} on {host} computes {slot.slowness:.1f} times as long as the others{most}", flush=True
+        )
+        record = {"rank": rank, "host": host, "slowness": slot.slowness, "slow_phase": slot.slow_phase or None}
+        record |= {"step": slot.step, "at": time.time()}
         write_json(self._records / f"slow-{rank}.json", record)
 
     def close(self) -> None:

@@ -32,11 +32,12 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 _MAGIC = 0x4452_414F_424E_5333
 _HEADER_WORDS = 16
-_SLOT_WORDS = 12
+_SLOT_WORDS = 13
 _REASON = slice(32, 128)
 _WORD_BYTES = 8
-_OWN_REASON = slice(9 * _WORD_BYTES, _SLOT_WORDS * _WORD_BYTES)
+_OWN_REASON = slice(9 * _WORD_BYTES, 12 * _WORD_BYTES)
 """Of a slot."""
+_SLOW_PHASES = ("", "data", "forward")
 _PREFIX = "cleansft-board-"
 _NEW_S = 60.0
 """A board that is younger than this may be one whose maker has not locked it yet."""
@@ -63,6 +64,8 @@ class Slot:
     """This rank's own computing time in proportion to the median rank's where it is slow; 0 where it is not."""
     reason: str = ""
     """The word for why it ends, where its exit code does not say it alone; empty otherwise."""
+    slow_phase: str = ""
+    """In which phase of a step it loses most, where it is slow: data or forward."""
 
 
 class NodeBoard:
@@ -160,8 +163,10 @@ class NodeBoard:
         """Tells that the checkpoint of a step is complete."""
         self._words[self._own + 6] = step
 
-    def tell_slowness(self, ratio: float) -> None:
-        """Tells this rank's own computing time in proportion to the median rank's; 0 where it is not slow."""
+    def tell_slowness(self, ratio: float, phase: str = "") -> None:
+        """Tells this rank's own computing time in proportion to the median rank's, and the phase in which it loses
+        most; 0 and "" where it is not slow."""
+        self._words[self._own + 12] = _SLOW_PHASES.index(phase)
         self._numbers[self._own + 7] = ratio
 
     def tell_reason(self, reason: str) -> None:
@@ -182,7 +187,10 @@ class NodeBoard:
         place = PHASES[phase] if 0 <= phase < len(PHASES) else "start"
         slowness, told = self._numbers[first + 7], first * _WORD_BYTES + _OWN_REASON.start
         reason = bytes(self._bytes[told : told + length]).decode("ascii", errors="replace")
-        return Slot(number, pid, place, step, num_beats, beat_ns / 1e9, last_checkpoint, num_steps, slowness, reason)
+        slow_phase = _SLOW_PHASES[self._words[first + 12]]
+        return Slot(
+            number, pid, place, step, num_beats, beat_ns / 1e9, last_checkpoint, num_steps, slowness, reason, slow_phase
+        )
 
     def close(self) -> None:
         """Lets go of the memory; the maker also removes the file. Ranks that are still attached go on."""

@@ -78,10 +78,11 @@ class Heartbeat:
         if self._board is not None:
             self._board.checkpointed(step)
 
-    def tell_slowness(self, ratio: float) -> None:
-        """Tells this rank's own computing time in proportion to the median rank's; 0 where it is not slow."""
+    def tell_slowness(self, ratio: float, phase: str = "") -> None:
+        """Tells this rank's own computing time in proportion to the median rank's, and the phase in which it loses
+        most; 0 and "" where it is not slow."""
         if self._board is not None:
-            self._board.tell_slowness(ratio)
+            self._board.tell_slowness(ratio, phase)
 
     def tell_reason(self, reason: str) -> None:
         """Tells in one word why this rank is about to end."""

@@ -16,7 +16,7 @@ import torch
 from sft.config import Args
 from sft.flops import ModelShape, Work, causal_flops, palm_flops
 from sft.matmul_rate import measured_flops_per_s
-from sft.pace import Pace
+from sft.pace import Pace, slowest_phase
 from sft.world import World, has_bf16
 
 Phase = Literal["data", "forward", "backward", "optimizer", "communication", "evaluation", "checkpoint"]
@@ -195,7 +195,9 @@ class Meter:
 
     def _tell_slow_ranks(self, phases_s: Mapping[str, Sequence[float]]) -> None:
         slowness = self._pace.see([sum(own) for own in zip(*phases_s.values(), strict=True)], max(self._num_steps, 1))
-        self._world.heartbeat.tell_slowness(slowness[self._world.rank])
+        rank = self._world.rank
+        is_slow = slowness[rank] > 0
+        self._world.heartbeat.tell_slowness(slowness[rank], slowest_phase(phases_s, rank) if is_slow else "")
         for line in self._pace.news(slowness, phases_s):
             if self._world.is_main:
                 print(line, flush=True)
