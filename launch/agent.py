@@ -34,6 +34,7 @@ from launch.site import make_private
 from launch.spec import JobSpec
 from launch.watch import NodeWatch
 from node_board import VARIABLE
+from node_board.standard_output import tolerate_full_disks
 
 FAILED_GRACE_S = 3.5
 """From SIGTERM to the ranks until everything on the node is killed, where another node has failed: nothing can be saved
@@ -122,6 +123,7 @@ class Agent:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
+        tolerate_full_disks()
 
     # --- the launcher
 

@@ -19,12 +19,12 @@ if __name__ == "__main__":
     # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from node_board.standard_output import tolerate_full_disks
 from sft.arguments import checked, describe_settings, load_args, naming_places, read_settings
 from sft.config import LAUNCHER_OPTIONS, Args
 from sft.errors import LostPeerError, SftError
 from sft.fence import Holder, ended_jobs, refuse_if_held
 from sft.heartbeat import Heartbeat
-from sft.standard_output import tolerate_full_disks
 from strict_settings import SettingsError, Source
 
 if TYPE_CHECKING:

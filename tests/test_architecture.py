@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("launch", "sft", "strict_settings", "node_board")
 
 LAYERS = {
-    "node_board": ["__init__"],
+    "node_board": ["__init__", "standard_output"],
     "strict_settings": ["problems scalars source", "schema yaml_file", "command_line", "__init__"],
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
-        "__init__ errors allocator standard_output event_file",
+        "__init__ errors allocator event_file",
         "heartbeat faults pace meeting",
         "deepspeed_config lora_args setting_files",
         "setting_rules",

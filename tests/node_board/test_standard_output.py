@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sft import standard_output
+from node_board import standard_output
+from node_board.standard_output import tolerant
 from sft.history import History
-from sft.standard_output import tolerant
 
 ROOT = Path(standard_output.__file__).parents[1]
 
