@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,13 +32,13 @@ USAGE = """usage: python -m sft COMMAND …
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit code."""
+    """Runs one command, that of this process where no words are given; its exit code."""
     given = list(sys.argv[1:] if words is None else words)
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "inspect": _inspect,
         "audit": _audit,
         "estimate": _estimate,
-        "train": _train,
+        "train": functools.partial(_train, owns_process=words is None),
         "evaluate": _evaluate,
         "optimize-prompt": _optimize_prompt,
         "chat": _chat,
@@ -83,10 +84,10 @@ def _estimate(words: Sequence[str]) -> int:
     return main(words)
 
 
-def _train(words: Sequence[str]) -> int:
+def _train(words: Sequence[str], *, owns_process: bool) -> int:
     from sft.train import main
 
-    return main(words)
+    return main(words, owns_process=owns_process)
 
 
 def _evaluate(words: Sequence[str]) -> int:

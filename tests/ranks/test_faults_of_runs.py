@@ -325,6 +325,17 @@ def test_a_hung_rank_does_not_make_cancel_slow(tmp_path: Path) -> None:
     assert runs.end("x").left == []
 
 
+def test_python_m_sft_train_heeds_a_signal(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    words = [sys.executable, "-m", "sft", "train", "run.yaml", "--output_dir", "out"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log, env=runs._environment)
+        wait_for((tmp_path / "out" / "checkpoints").is_dir)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 10
+    assert "stopped by SIGTERM, after step" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 10), (signal.SIGTERM, 10)])
 def test_a_run_by_hand(tmp_path: Path, number: int, code: int) -> None:
