@@ -14,6 +14,7 @@ from tiny import tiny_args, write_conversations
 from sft.history import History
 from sft.trackers import WandbTracker
 from sft.train import train_with
+from sft.train_imports import import_libraries
 from strict_settings import SettingsError
 
 
@@ -98,6 +99,7 @@ def test_nothing_of_it_is_imported_unasked() -> None:
 
 
 def test_without_the_package_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_libraries()  # they look for packages themselves
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     data = write_conversations(tmp_path / "data.jsonl", 2)
     with pytest.raises(SettingsError, match="pip install 'cleansft"):
