@@ -159,15 +159,15 @@ def _cause_lines(cause: Failure, log: Path, num_failures: int) -> list[str]:
 
 
 def _slow_ranks(run: Run) -> list[dict[str, Any]]:
-    """The ranks that take longer than the others, as their nodes have noted."""
+    """The ranks that have taken longer than the others, as their nodes have noted: once, and again when slower."""
     paths = sorted((run.path / "exit" / str(run.attempt or 0)).glob("slow-*.json"))
     return [record for path in paths if (record := read_json(path)) is not None]
 
 
 def _slow_lines(run: Run) -> list[str]:
     return [
-        f"slow     rank {record['rank']} ({record['host']}) takes {record['slowness']:.1f} times as long as the others"
-        + (f", most of it in {record['slow_phase']}" if record.get("slow_phase") else "")
+        f"slow     rank {record['rank']} ({record['host']}) took {record['slowness']:.1f} times as long as the others "
+        f"at step {record['step']}" + (f", most of it in {record['slow_phase']}" if record.get("slow_phase") else "")
         for record in _slow_ranks(run)
     ]
 

@@ -264,15 +264,18 @@ def test_status_in_words_and_as_json(run: Run, folder: Path, capsys: pytest.Capt
     (run.path / "exit" / "1").mkdir()
     write(run.path / "exit" / "1" / "attempt.json", {"attempt": 1, "claim": 0, "began_at": time.time(), "step": 20})
     write(run.path / "exit" / "1" / "progress-0.json", progress_record(0))
-    write(run.path / "exit" / "1" / "slow-1.json", {"rank": 1, "host": "n1", "slowness": 1.8})
-    write(run.path / "exit" / "1" / "slow-2.json", {"rank": 2, "host": "n1", "slowness": 2.5, "slow_phase": "data"})
+    write(run.path / "exit" / "1" / "slow-1.json", {"rank": 1, "host": "n1", "slowness": 1.8, "step": 12})
+    write(
+        run.path / "exit" / "1" / "slow-2.json",
+        {"rank": 2, "host": "n1", "slowness": 2.5, "step": 28, "slow_phase": "data"},
+    )
     assert main(["status", "demo"]) == 0
     text = capsys.readouterr().out
     assert "demo: RUNNING, job 7, attempt 1\n" in text
     assert "step     30 of 100, 0.5 s a step, 35 s to go\n" in text
     assert ", 1 min, saved steps 0 to 20, code 11\n" in text
-    assert "slow     rank 1 (n1) takes 1.8 times as long as the others\n" in text
-    assert "slow     rank 2 (n1) takes 2.5 times as long as the others, most of it in data\n" in text
+    assert "slow     rank 1 (n1) took 1.8 times as long as the others at step 12\n" in text
+    assert "slow     rank 2 (n1) took 2.5 times as long as the others at step 28, most of it in data\n" in text
     assert main(["status", "demo", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["progress"] == {
