@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from importlib import import_module
 from typing import Any
 
 from launch import options
-from launch.errors import INTERRUPTED, LaunchError
+from launch.errors import INTERRUPTED, STORAGE, LaunchError
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -29,6 +32,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in _OF_DISKS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _refused(
+            f"error: {where}{error.strerror}. Make room there, or choose another place.", STORAGE, is_json=is_json
+        )
     except ValueError as error:
         code = getattr(error, "exit_code", None)  # SettingsError, which is imported only where settings are read
         if code is None:

@@ -213,6 +213,8 @@ def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:
         print(f"{'FAILED' if wrong else 'passed'} in {time.monotonic() - started:.0f} s{pauses}", flush=True)
         for problem in wrong:
             print(f"{'':12}{problem}", flush=True)
+        if path is None and not row.fault:
+            raise LaunchError(f"the undisturbed run was not submitted: {said.removeprefix('error: ')}")
         if wrong and not row.fault:
             raise LaunchError(f"the undisturbed run did not end well; look at it with `launch status {run_name}`.")
         if path is not None and not row.fault:

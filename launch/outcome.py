@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.errors import HANG, OK, PEER_LOST, TERMINATED, reason_of
+from launch.errors import HANG, INTERRUPTED, KILLED, OK, PEER_LOST, STOPPED, TERMINATED, reason_of
 from launch.records import read_json
 
 _LOST_PEER = (
@@ -17,6 +17,8 @@ _LOST_PEER = (
     r"ncclRemoteError|NCCL communicator was aborted|Watchdog caught collective|Timed out waiting .* recv|"
     r"DistNetworkError|DistStoreError|failed to recv|Socket Timeout"
 )
+_OF_A_STOP = (OK, STOPPED, INTERRUPTED, KILLED, TERMINATED)
+"""Codes of a rank that ends because it was told to."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Failure:
             return self.blame == 0
         if self.code == PEER_LOST and self.signal is None and self.reason == reason_of(PEER_LOST):
             return True
-        return self.stopped or any(re.search(_LOST_PEER, line, re.IGNORECASE) for line in self.tail)
+        # One that has failed by itself may be told to stop while it still ends: torchrun hears of its peers first.
+        is_told = self.stopped and (self.rank is None or self.signal is not None or self.code in _OF_A_STOP)
+        return is_told or any(re.search(_LOST_PEER, line, re.IGNORECASE) for line in self.tail)
 
 
 @dataclass(frozen=True)

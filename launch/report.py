@@ -14,7 +14,7 @@ from launch.pending import explanation
 from launch.progress import Progress, read_progress
 from launch.rank import TAIL_LINES, read_tail
 from launch.records import read_json
-from launch.runs import FAILED, PENDING, RUNNING, Run, Status
+from launch.runs import COMPLETED, FAILED, PENDING, RUNNING, Run, Status
 
 
 def run_facts(run: Run, status: Status) -> dict[str, Any]:
@@ -95,7 +95,8 @@ def status_text(run: Run, status: Status) -> str:
     elif status.state == FAILED:
         lines += _executor_log(run)
     lines += _slow_lines(run)
-    if status.has_ended and status.outcome.num_ranks_started:
+    is_told = status.state == COMPLETED or status.outcome.root_cause is not None
+    if status.has_ended and status.outcome.num_ranks_started and is_told:
         lines.append(exit_line(status.outcome, run.name))
     return "\n".join(lines) + "\n"
 

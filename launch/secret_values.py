@@ -15,11 +15,14 @@ _FORMS = (
     ("a GitLab token", r"(?<![A-Za-z0-9])glpat-[A-Za-z0-9_-]{20,}"),
     ("a Slack token", r"(?<![A-Za-z0-9])xox[abprs]-[A-Za-z0-9-]{20,}"),
     ("an AWS access key", r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])"),
+    ("an address with a password", r"://[^/\s:@]+:[^/\s:@]{4,}@"),
     ("a private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     # Weights & Biases' keys are bare hex, as are commits: those stand in a path, after an @, or under a telling name.
     ("a Weights & Biases key", r"(?<![A-Za-z0-9/@._-])[0-9a-f]{40}(?![A-Za-z0-9/._-])"),
 )
 _COMMITS = re.compile(r"revision|commit|sha|hash|ref", re.IGNORECASE)
+_TELLING_NAME = re.compile(r"(?:^|[_.])(?:PASSWORD|PASSWD|SECRET|TOKEN|(?:API|ACCESS|SECRET|PRIVATE)_KEY)$")
+"""Of an environment variable."""
 RULE = "not be written into settings, which end up in scripts, records and logs"
 REMEDY = "Set it in the environment that submits, or in a file of mode 0600 that launch.env_file names."
 
@@ -34,7 +37,7 @@ def form_of(text: str, name: str = "") -> str | None:
     for form, pattern in _FORMS:
         if re.search(pattern, text) and not (form.endswith("Biases key") and _COMMITS.search(name)):
             return form
-    return None
+    return "a secret, by its name" if _TELLING_NAME.search(name) and re.fullmatch(r"\S{8,}", text) else None
 
 
 def secret_problems(name: str, value: object, where: str = "") -> Iterator[Problem]:

@@ -44,7 +44,7 @@ def check_script(spec: JobSpec, environ: Mapping[str, str]) -> None:
     """
     if Path(spec.script) != DEFAULT_SCRIPT:
         return
-    command = [spec.host_python, spec.script, *spec.script_args, "--check"]
+    command = [spec.host_python, spec.script, *spec.script_args, *spec.resume_args, "--check"]
     try:
         result = _run_as_job(command, spec, environ, CHECK_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:

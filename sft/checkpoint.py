@@ -327,5 +327,7 @@ class Checkpoints:
         self._num_failures += 1
         if worst is not StorageError or self._num_failures > 1:
             raise own_or_peers(own)
-        told = own or "Another rank could not write its part."
+        if own is not None and not self._world.is_main:
+            print(f"\nwarning: rank {self._world.rank}: {own}", flush=True)
+        told = own or "Another rank could not write its part, and says why in its log."
         self._say(f"warning: {told} The checkpoint of step {self._state.step} is not written; it is tried once more.")

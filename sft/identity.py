@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -12,8 +13,13 @@ from typing import Any
 from sft.config import Args
 from sft.errors import ChangedError
 from sft.masks.tokens import TokenizerParts
-from strict_settings import Problem, SettingsError
+from strict_settings import Problem, SettingsError, with_suggestion
 
+FOLLOW_FROM = {
+    "rows_per_step": {"train_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"},
+    "num_steps": {"max_steps", "num_train_epochs", "train_batch_size", "per_device_train_batch_size"},
+}
+"""What is compared → the settings that it follows from: who names one of those has named it."""
 FOLLOW_FROM_DATA = ("num_documents", "num_steps")
 """Settings that change when the data does."""
 
@@ -65,12 +71,14 @@ class Identity:
             ChangedError: data, template or tokenizer differ.
         """
         known: dict[str, Any] = json.loads(json.dumps({**self.settings, **self.hashes}))  # as the manifest has them
-        if unknown := sorted(self.overrides - set(known)):
-            rule = f"name none but {', '.join(sorted(known))}"
-            raise SettingsError(Problem("resume_override", unknown[0], rule))
+        # Any setting may be named: those that change neither the order of the data nor the course of learning are free.
+        named = {*known, *(field.name for field in dataclasses.fields(Args))}
+        if unknown := sorted(key for key in self.overrides if key.partition(".")[0] not in named):
+            rule, remedy = "name settings of the trainer", with_suggestion(unknown[0], named)
+            raise SettingsError(Problem("resume_override", unknown[0], rule, remedy))
         before = {**found.get("settings", {}), **found.get("hashes", {})}
         differing = {key: value for key, value in known.items() if before.get(key) != value}
-        accepted = self.overrides
+        accepted = self.overrides | {key for key, of in FOLLOW_FROM.items() if self.overrides & of}
         if self.accepts_data_change and "data" in differing:
             accepted = accepted | {"data", *FOLLOW_FROM_DATA}
         refused = {key: value for key, value in differing.items() if key not in accepted}

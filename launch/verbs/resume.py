@@ -7,6 +7,7 @@ import os
 
 from launch import attempts, cluster, options, resuming, script
 from launch import submit as effects
+from launch.errors import LaunchError
 from launch.spec import JobSpec
 from launch.verbs.common import find, started
 from strict_settings import SettingsError
@@ -15,6 +16,10 @@ from strict_settings import SettingsError
 def run(arguments: argparse.Namespace) -> int:
     """Starts the next attempt, with other resources or settings where they are given."""
     found = find(arguments)
+    if os.path.realpath(run_dir := str(found.job.get("run_dir", ""))) != os.path.realpath(found.path):
+        rule = f"it must be where it was submitted, in {run_dir}: that is where its jobs would write"
+        raise LaunchError(f"{found.path} was copied or renamed; {rule}. Move it back, or use `launch resubmit`.")
+    attempts.check_owner(found.path)
     changes = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in options.RESUME_OPTIONS}
     spec = resuming.changed(
         JobSpec.from_json(found.job), changes, arguments.override, accepts_data=arguments.accept_data_change

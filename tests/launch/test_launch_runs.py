@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launch import report, runs
-from launch.errors import LaunchError
+from launch.errors import LaunchError, reason_of
 from launch.rank import error_in, read_tail
 from launch.runs import Run, View
 from launch.spec import JobSpec
@@ -65,6 +65,18 @@ def test_root_cause_is_the_first_that_is_no_victim(run: Run) -> None:
     assert "ValueError: X" in text
     assert "logs/0/rank-2.log" in text
     assert "3 more ended after it" in text
+
+
+def test_who_failed_by_itself_is_the_cause_though_it_was_told_to_stop_while_it_ended(run: Run) -> None:
+    """Its peer, which leaves faster, is seen first by torchrun, which then tells the one that raised to stop."""
+    record(run, "rank-0", rank=0, node=0, code=1, reason="error", stopped=True, error="ValueError: x", ended_at=9.0)
+    record(
+        run, "rank-1", rank=1, node=0, code=11, reason=reason_of(11), tail=["Connection closed by peer"], ended_at=8.0
+    )
+    nodes_ended(run, 0)
+    cause = run.outcome().root_cause
+    assert cause is not None
+    assert (cause.rank, cause.code) == (0, 1)
 
 
 def test_death_by_signal(run: Run) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from made_runs import end_run, made_run, write
 
 from launch import resuming
+from launch.__main__ import main
 from launch.spec import JobSpec
 
 MakeSpec = Callable[..., JobSpec]
@@ -46,3 +50,31 @@ def test_a_refused_resumption_leaves_a_cancelled_run_cancelled(tmp_path: Path, m
     with pytest.raises(ValueError, match="refused"), resuming.claimed_again(run):
         raise ValueError("refused")
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_copied_or_renamed_run_is_not_resumed(
+    tmp_path: Path, make_spec: MakeSpec, capsys: pytest.CaptureFixture[str], is_gone: bool
+) -> None:
+    run = made_run(tmp_path / "x", make_spec, executor="local")
+    end_run(run, 10)
+    shutil.copytree(run.path, tmp_path / "y")
+    if is_gone:
+        shutil.rmtree(run.path)
+    before = contents(tmp_path)
+    assert main(["resume", str(tmp_path / "y")]) == 2
+    assert f"{tmp_path / 'y'} was copied or renamed; it must be where it was submitted" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_disk_without_room_is_told_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "claims"))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "probe.py").write_text("")
+    monkeypatch.setattr("launch.resuming.make_claim", full)
+    assert main(["submit", "--executor", "local", "--script", "probe.py"]) == 13
+    assert f"error: {tmp_path}/claims: No space left on device. Make room there" in capsys.readouterr().err

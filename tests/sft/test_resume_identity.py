@@ -112,7 +112,8 @@ def test_a_setting_that_is_named_may_change_and_takes_effect(
 
 def test_a_key_that_is_none_is_refused(args: Args) -> None:
     with pytest.raises(
-        SettingsError, match=r"resume_override is 'lerning_rate'; it must name none but .*learning_rate"
+        SettingsError,
+        match=r"resume_override is 'lerning_rate'; it must name settings of the trainer. Did you mean 'learning_rate'",
     ):
         train_with(replace(args, resume_override=["lerning_rate"]))
 
