@@ -147,6 +147,8 @@ class _Supervisor:
         self.num_oom_kills = 0
         self._board = board
         self._child: subprocess.Popen[bytes] | ForkedScript | None = None
+        self._early: list[int] = []
+        """Signals for the script that came before it was known here."""
         self._argv = argv
         self._log = log
 
@@ -169,6 +171,8 @@ class _Supervisor:
         if child is None:
             return STOPPED
         self._child = child
+        for number in self._early:
+            child.send_signal(number)
         if self.stopped:
             child.terminate()
         code = self._wait(child)
@@ -229,6 +233,8 @@ class _Supervisor:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         if self._child is not None:
             self._child.send_signal(number)
+        else:
+            self._early.append(number)
 
 
 def script_environment(environ: Mapping[str, str]) -> dict[str, str]:
