@@ -45,37 +45,42 @@ def launcher_argv(spec: JobSpec, rendezvous: Rendezvous, logs: str) -> list[str]
         logs: the folder `logs/<attempt>`, where the launchers keep what they would else leave in /tmp.
     """
     if spec.launcher == "deepspeed":
-        return _deepspeed_argv(spec, rendezvous, logs)
+        hostfile = hostfile_path(logs, rendezvous.node_rank)
+        return [*deepspeed_words(spec.python, hostfile, rendezvous), str(RANK_WRAPPER)]
+    words = torchrun_words(spec.python, spec.resources.nodes, spec.procs_per_node, rendezvous)
+    return [*words, f"--log-dir={logs}/torchrun", str(RANK_WRAPPER)]
+
+
+def torchrun_words(python: str, nodes: int | str, procs_per_node: int | str, rendezvous: Rendezvous) -> list[str]:
+    """torchrun on one node, up to its script. Texts stand as they are: for a shell they may hold variables."""
     return [
-        spec.python, "-u", "-m", "torch.distributed.run",
-        f"--nnodes={spec.resources.nodes}",
+        python, "-u", "-m", "torch.distributed.run",
+        f"--nnodes={nodes}",
         f"--node-rank={rendezvous.node_rank}",
-        f"--nproc-per-node={spec.procs_per_node}",
+        f"--nproc-per-node={procs_per_node}",
         "--rdzv-backend=static",
         f"--rdzv-id={rendezvous.id}",
         f"--master-addr={rendezvous.address}",
         f"--master-port={rendezvous.port}",
         "--max-restarts=0",
-        f"--log-dir={logs}/torchrun",
-        str(RANK_WRAPPER),
     ]  # fmt: skip
 
 
-def _deepspeed_argv(spec: JobSpec, rendezvous: Rendezvous, logs: str) -> list[str]:
+def deepspeed_words(python: str, hostfile: str, rendezvous: Rendezvous) -> list[str]:
+    """DeepSpeed's launcher on one node, without ssh, up to its script; texts as in `torchrun_words`."""
     return [
-        spec.python, "-u", "-m", "deepspeed.launcher.runner",
-        f"--hostfile={hostfile_path(logs, rendezvous.node_rank)}",
+        python, "-u", "-m", "deepspeed.launcher.runner",
+        f"--hostfile={hostfile}",
         "--no_ssh",
         "--no_ssh_check",
         f"--node_rank={rendezvous.node_rank}",
         f"--master_addr={rendezvous.address}",
         f"--master_port={rendezvous.port}",
         "--no_local_rank",
-        str(RANK_WRAPPER),
     ]  # fmt: skip
 
 
-def hostfile_path(logs: str, node_rank: int) -> str:
+def hostfile_path(logs: str, node_rank: int | str) -> str:
     """Where a node keeps its own copy of the hostfile."""
     return f"{logs}/hostfile-{node_rank}"
 

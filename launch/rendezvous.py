@@ -41,7 +41,7 @@ class Rendezvous:
     id: str
     address: str
     port: str
-    node_rank: int
+    node_rank: int | str
     hosts: tuple[str, ...]
     nonce: str = ""
     """By which ranks know that they are all of this attempt: hexadecimal digits."""

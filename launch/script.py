@@ -12,6 +12,16 @@ from launch.spec import ROOT, JobSpec
 
 MAX_NODES_SHOWN = 4
 _JOB, _ATTEMPT = "<job id>", "<attempt>"
+SRUN = ("srun", "--kill-on-bad-exit=1", "--wait=0", "--unbuffered")
+"""When one node fails, all stop (the first option); one that is done waits for that which still writes (the second)."""
+WAIT_FOR_SRUN = (
+    "# In the background, as a trap runs only between commands; `wait` returns early for one.",
+    "while true; do",
+    "  code=0; wait $srun || code=$?",
+    "  kill -0 $srun 2> /dev/null || break",
+    "done",
+)
+"""Bash: waits for the process `$srun`, whatever signals come meanwhile; its exit code as `$code`."""
 
 
 def script_text(spec: JobSpec) -> str:
@@ -20,18 +30,14 @@ def script_text(spec: JobSpec) -> str:
 
 
 def _slurm_script(spec: JobSpec) -> str:
-    # `--wait=0`: a node that is done waits for the one that still writes the model.
     # `--cpus-per-task` again: since Slurm 22.05 srun does not take it from sbatch.
-    srun = [
-        "srun", "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", f"--cpus-per-task={spec.cpus_per_task}",
-        *_agent_words(spec),
-    ]  # fmt: skip
+    srun = [*SRUN, f"--cpus-per-task={spec.cpus_per_task}", *_agent_words(spec)]
     batch = shlex.join([spec.host_python, *isolation(spec), "-m", "launch.batch"])
     folder = shlex.quote(spec.run_dir)
     lines = [
         "#!/bin/bash",
         f"# Run {spec.name}: {_size(spec)}. Written by `python -m launch submit`.",
-        *(f"#SBATCH {option}" for option in _sbatch_options(spec)),
+        *sbatch_lines(_sbatch_options(spec), _requeue_words(spec)),
         "",
         "# When Slurm announces the end (SIGUSR1: a time limit or preemption is near; SIGTERM: it ends now), the ranks",
         "# are asked to save and stop: their agents look for this file.",
@@ -58,11 +64,7 @@ def _slurm_script(spec: JobSpec) -> str:
         f"{shlex.join(srun)} &",
         "srun=$!",
         *_end_of_torn_step(spec, folder),
-        "# In the background, as a trap runs only between commands; `wait` returns early for one.",
-        "while true; do",
-        "  code=0; wait $srun || code=$?",
-        "  kill -0 $srun 2> /dev/null || break",
-        "done",
+        *WAIT_FOR_SRUN,
         "kill $watcher 2> /dev/null || true",
         "",
         "# What follows: the end, the same job again, or its successor.",
@@ -129,7 +131,7 @@ def array_text(spec: JobSpec, folder: Path) -> str:
     lines = [
         "#!/bin/bash",
         f"# Sweep {folder.name}. Written by `python -m launch sweep`.",
-        *(f"#SBATCH {option}" for option in _sbatch_options(spec, own)),
+        *sbatch_lines({**_sbatch_options(spec), **own}, _requeue_words(spec)),
         "",
         "# Each task is a run of its own, in a directory of its own: what stops or requeues one touches no other.",
         f"exec bash {shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID/submit.sh",
@@ -137,9 +139,21 @@ def array_text(spec: JobSpec, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sbatch_options(spec: JobSpec, own: Mapping[str, str] | None = None) -> list[str]:
+def sbatch_lines(options: Mapping[str, object], words: Iterable[str] = ()) -> list[str]:
+    """The `#SBATCH` lines of options, without those that are None, and of words that are whole. Pure."""
+    given = [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return [f"#SBATCH {option}" for option in (*given, *words)]
+
+
+def _requeue_words(spec: JobSpec) -> list[str]:
+    # Told in either case: what a cluster does with a job that says nothing (JobRequeue) is not known here.
+    may_requeue = spec.chain == "requeue" or (spec.preflight and spec.chain != "singleton")
+    return ["--requeue" if may_requeue else "--no-requeue"]
+
+
+def _sbatch_options(spec: JobSpec) -> dict[str, object]:
     resources = spec.resources
-    options: dict[str, object] = {
+    return {
         "job-name": spec.name,
         "nodes": resources.nodes,
         "ntasks-per-node": 1,
@@ -160,11 +174,6 @@ def _sbatch_options(spec: JobSpec, own: Mapping[str, str] | None = None) -> list
         "open-mode": "append",
         "signal": f"B:USR1@{spec.signal_lead_s}",
     }
-    options |= own or {}
-    words = [f"--{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
-    # Told in either case: what a cluster does with a job that says nothing (JobRequeue) is not known here.
-    may_requeue = spec.chain == "requeue" or (spec.preflight and spec.chain != "singleton")
-    return [*words, "--requeue" if may_requeue else "--no-requeue"]
 
 
 def _local_script(spec: JobSpec) -> str:

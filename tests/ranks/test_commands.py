@@ -37,6 +37,7 @@ RUN_BY = {
     "deepspeed --num_gpus 2 sft/train.py --config run.yaml --deepspeed ds_configs/zero2.json": "test_deepspeed_by_hand",
     "sbatch slurm/torchrun.sbatch run.yaml": "tests/cluster/test_launch_slurm.py",
     "sbatch slurm/deepspeed.sbatch run.yaml": "tests/cluster/test_launch_slurm.py",
+    "sbatch slurm/chain.sbatch run.yaml": "tests/cluster/test_plain_chain.py",
 }
 
 
