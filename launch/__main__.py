@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from launch import options
+from launch import command_line, options
 from launch.errors import INTERRUPTED, STORAGE, LaunchError
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -22,7 +22,7 @@ def main(words: Sequence[str] | None = None) -> int:
     own = words[: words.index("--")] if "--" in words else words
     is_json = "--json" in own
     try:
-        arguments = options.parse(words)
+        arguments = command_line.parse(words)
         verb = import_module(f"launch.verbs.{arguments.command}")
         return int(verb.run(arguments))
     except LaunchError as error:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from launch import attempts, options, runs
 from launch.errors import HANG, OK, PEER_LOST, STOPPED, LaunchError
@@ -186,41 +186,75 @@ def _without_option() -> list[str]:
     return [field.name for field in dataclasses.fields(LaunchSettings) if field.name not in given]
 
 
-def drill(arguments: argparse.Namespace, working_dir: Path) -> bool:
-    """Runs the rows and prints how each went; whether all have passed.
+@dataclass(frozen=True)
+class Result:
+    """How a row of the drill went."""
+
+    row: str
+    proves: str
+    run: str
+    path: str | None
+    """None where the submission was refused."""
+    passed: bool
+    problems: tuple[str, ...]
+    codes: tuple[int | None, ...]
+    pauses_s: tuple[float, ...]
+    duration_s: float
+
+
+class UndisturbedError(LaunchError):
+    """The run without a fault did not end well: there is nothing to compare the others with."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(
+            f"the undisturbed run did not end well; look at it with `python -m launch status {result.run}`."
+        )
+        self.facts = {"rows": [dataclasses.asdict(result)]}
+
+
+def drill(arguments: argparse.Namespace, working_dir: Path, out: TextIO) -> list[Result]:
+    """Runs the rows; how each went, which is also told on `out` as they go.
 
     Raises:
-        LaunchError: too few steps are asked for; or the undisturbed run does not end well, and there is nothing to
-            compare with.
+        LaunchError: too few steps are asked for; or the undisturbed run does not end well.
     """
     if arguments.steps < MIN_STEPS:
         rule = f"be {MIN_STEPS} or more: two saves, and a step after them"
         raise LaunchError(f"--steps is {arguments.steps}; it must {rule}.")
     name = arguments.name or f"drill-{time.strftime('%Y%m%d-%H%M%S')}"
-    undisturbed, num_ranks, num_failed = Evidence(), 1, 0
+    undisturbed, num_ranks = Evidence(), 1
+    results: list[Result] = []
     for row in ROWS:
         run_name = f"{name}-{row.name}"
-        print(f"{row.name:12}{row.proves} … ", end="", flush=True)
+        print(f"{row.name:12}{row.proves} … ", end="", file=out, flush=True)
         started = time.monotonic()
         said = _submit(words_of(arguments, row, run_name, num_ranks), arguments.row_timeout_s, run_name, working_dir)
         path = _path_of(run_name, working_dir)
         _await_records(path)
         found = gather(path, said) if path is not None else Evidence(said=said)
         undisturbed = undisturbed if row.fault else found
-        wrong = list(problems(row, found, undisturbed))
-        num_failed += bool(wrong)
-        pauses = "".join(f", went on after {pause:.1f} s" for pause in found.pauses_s)
-        print(f"{'FAILED' if wrong else 'passed'} in {time.monotonic() - started:.0f} s{pauses}", flush=True)
-        for problem in wrong:
-            print(f"{'':12}{problem}", flush=True)
+        wrong = tuple(problems(row, found, undisturbed))
+        where = None if path is None else str(path)
+        facts = (not wrong, wrong, found.codes, found.pauses_s, round(time.monotonic() - started, 1))
+        results.append(Result(row.name, row.proves, run_name, where, *facts))
+        _tell(results[-1], out)
         if path is None and not row.fault:
             raise LaunchError(f"the undisturbed run was not submitted: {said.removeprefix('error: ')}")
         if wrong and not row.fault:
-            raise LaunchError(f"the undisturbed run did not end well; look at it with `launch status {run_name}`.")
+            raise UndisturbedError(results[-1])
         if path is not None and not row.fault:
             num_ranks = JobSpec.from_json(runs.Run(path).job).world_size
-    print(f"\n{len(ROWS) - num_failed} of {len(ROWS)} rows passed. Their run directories are named {name}-….")
-    return num_failed == 0
+    num_passed = sum(result.passed for result in results)
+    print(f"\n{num_passed} of {len(ROWS)} rows passed. Their run directories are named {name}-….", file=out)
+    return results
+
+
+def _tell(result: Result, out: TextIO) -> None:
+    pauses = "".join(f", went on after {pause:.1f} s" for pause in result.pauses_s)
+    word = "passed" if result.passed else "FAILED"
+    print(f"{word} in {result.duration_s:.0f} s{pauses}", file=out, flush=True)
+    for problem in result.problems:
+        print(f"{'':12}{problem}", file=out, flush=True)
 
 
 def _submit(words: Sequence[str], timeout_s: float, name: str, working_dir: Path) -> str:

@@ -1,15 +1,11 @@
-"""The command line of `python -m launch`, and what is said of words that are none of it. Imports nothing heavy."""
+"""All commands of `python -m launch`, and the options of each. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
-from launch.errors import EXIT_CODES, REFUSED, LaunchError
-
-PROGRAM = "python -m launch"
 JSON_VERSION = 1
 """Of what `--json` prints; docs/launcher.md describes it. A field may be added without a new number."""
 
@@ -46,69 +42,6 @@ RESUME_OPTIONS = tuple(
 """What may be different when a run is resumed."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, in the form of all our errors."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}\n`{self.prog} --help` tells what can be given.", file=sys.stderr)
-        sys.exit(REFUSED)
-
-
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The command and its options, with `script_args`: what stands after `--`, to the letter.
-
-    Raises:
-        LaunchError: there is a `--` where nothing may follow it.
-        SystemExit: help was asked for (0), or the words make no sense (2), which has been said.
-    """
-    # Split here and not by argparse: whatever stands after `--` belongs to the script.
-    own, dashes, script_args = _split(list(words))
-    if not own or own[0].startswith("-"):
-        parser = _main_parser()
-        parser.parse_args(own)
-        parser.error("no COMMAND is given; the first word must be one.")
-    name = own[0]
-    if name not in VERBS:
-        known = ", ".join(VERBS)
-        _main_parser().error(f"COMMAND is {name!r}; it must be one of {known}.{_suggestion(name, VERBS)}")
-    parser = parser_of(name)
-    is_mixed = any(action.nargs == "*" for action in parser._actions)  # several names, with options between them
-    arguments, unknown = (parser.parse_known_intermixed_args if is_mixed else parser.parse_known_args)(own[1:])
-    if unknown:
-        parser.error(_about_unknown(unknown[0], parser))
-    if dashes and not VERBS[name].passes_on:
-        passing = [f"`{verb}`" for verb, facts in VERBS.items() if facts.passes_on]
-        raise LaunchError(f"`--` is given; only {', '.join(passing[:-1])} and {passing[-1]} pass words on.")
-    arguments.command = name
-    arguments.script_args = script_args
-    return arguments
-
-
-def _about_unknown(word: str, parser: argparse.ArgumentParser) -> str:
-    if not word.startswith("-"):
-        return f"the word is {word!r}; it must belong to an option."
-    name, known = word.partition("=")[0], parser._option_string_actions
-    remedy = _suggestion(name, known) or (
-        " Those of the training script stand after `--`." if "--config" in known else ""
-    )
-    return f"the option {name} is unknown; it must be a known option.{remedy}"
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    from strict_settings import with_suggestion
-
-    text = with_suggestion(word, known)
-    return f" {text}" if text.startswith("Did") else ""
-
-
-def _split(words: list[str]) -> tuple[list[str], bool, list[str]]:
-    """(the words before the first `--`, whether there is one, the words after it)."""
-    if "--" not in words:
-        return words, False, []
-    index = words.index("--")
-    return words[:index], True, words[index + 1 :]
-
-
 def without_options(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
     """`--name value` and `--name=value` taken out: each may be given once."""
     kept: list[str] = []
@@ -122,40 +55,6 @@ def without_options(words: Sequence[str], names: Collection[str]) -> tuple[str, 
             continue
         kept.append(word)
     return tuple(kept)
-
-
-def _main_parser() -> _Parser:
-    commands = "\n".join(f"  {name:<12} {verb.help}" for name, verb in VERBS.items())
-    codes = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
-    parser = _Parser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} COMMAND [options]",
-        description="Runs a training script on several nodes, by Slurm or on this machine.\n\n"
-        f"commands (`{PROGRAM} COMMAND --help` tells more):\n{commands}",
-        epilog=f"exit codes:\n{codes}\n  all others are the training script's own; 128 + N is death by signal N",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
-    return parser
-
-
-def parser_of(name: str) -> _Parser:
-    """The options of one command. Only the one that was asked for is made: each costs a few milliseconds."""
-    verb = VERBS[name]
-    parser = _Parser(
-        prog=f"{PROGRAM} {name}",
-        description=f"{verb.help[0].upper()}{verb.help[1:]}.",
-        epilog="example:\n" + "\n".join(f"  {PROGRAM} {name} {example}".rstrip() for example in verb.examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    if verb.passes_on:
-        parser.usage = f"{PROGRAM} {name} [options] [-- {verb.passes_on}]"
-    verb.add(parser)
-    if verb.has_json:
-        parser.add_argument("--json", action="store_true", help="print JSON: docs/launcher.md describes it")
-    return parser
 
 
 # --- the options of each command
@@ -300,7 +199,6 @@ class Verb(NamedTuple):
     add: Callable[[argparse.ArgumentParser], None]
     passes_on: str = ""
     """What the words after `--` are, where there may be any."""
-    has_json: bool = True
 
 
 _SCRIPT = "arguments for the training script"
@@ -340,7 +238,6 @@ VERBS: Mapping[str, Verb] = {
         ["--nodes 2 --config run.yaml", "demo"],
         _add_drill,
         _SCRIPT,
-        has_json=False,
     ),
     "doctor": Verb("examine nodes: what is slow or wrong there", ["--nodes 2 --partition gpu"], _add_doctor),
     "completion": Verb(

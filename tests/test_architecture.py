@@ -76,7 +76,7 @@ LAYERS = {
         "__init__ errors records processes devices peers disks",
         "checks chain notify env_settings claims env_file network memory_limit outcome rendezvous options hang "
         "secret_values forking",
-        "attempts site fork_server",
+        "attempts site fork_server command_line",
         "spec",
         "rank watchdog places sweep_page profiles meeting notes pending logs row_cache node_facts",
         "settings command runs watch node_probe",

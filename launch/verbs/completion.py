@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from launch import options, runs
+from launch import command_line, options, runs
 from launch.errors import OK
 from launch.spec import ROOT
 from launch.verbs.common import print_json, registry
@@ -77,7 +77,7 @@ def _candidates(before: list[str], last: str, names_of_runs: Callable[[], Iterab
         return options.VERBS
     if before[0] not in options.VERBS or "--" in before:
         return ()
-    parser = options.parser_of(before[0])
+    parser = command_line.parser_of(before[0])
     known = parser._option_string_actions
     if last.startswith("-"):
         return [name for name in known if name.startswith("--")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_runs import made_run
 
-from launch import options
+from launch import command_line, options
 from launch.__main__ import main
 from launch.drill import ROWS, Evidence, gather, problems, settings_of, words_of
 from launch.records import write_json
@@ -54,14 +56,14 @@ def test_what_is_other_than_it_must_be_is_told(change: dict[str, object], said: 
 
 def test_a_row_submits_what_the_user_would_with_a_fault_and_few_steps() -> None:
     given = "drill --nodes 2 --zero 2 --config run.yaml --env A=b --steps 12 -- --learning_rate 1e-3".split()
-    words = words_of(options.parse(given), KILL, "d-kill", 4)
+    words = words_of(command_line.parse(given), KILL, "d-kill", 4)
     assert words[0] == "submit"
     own, dashes = words[1 : words.index("--")], words[words.index("--") + 1 :]
     assert {"--nodes=2", "--zero=2", "--config=run.yaml", "--name=d-kill", "--env=A=b", "--wait"} <= set(own)
     assert "--env=SFT_FAULT=kill@3:9" in own
     assert dashes[:2] == ["--learning_rate", "1e-3"]
     assert {"--max_steps=12", "--save_steps=4", "--logging_steps=1"} <= set(dashes)
-    options.parse(words)  # the launcher understands it
+    command_line.parse(words)  # the launcher understands it
 
 
 def test_a_run_is_drilled_with_its_own_settings_and_stays_as_it_is(tmp_path: Path) -> None:
@@ -70,15 +72,15 @@ def test_a_run_is_drilled_with_its_own_settings_and_stays_as_it_is(tmp_path: Pat
     )
     given = ["submit", "--executor", "local", "--nodes", "3", "--zero", "2", "--config", "run.yaml", "--name", "long"]
     given += ["--env", "A=b", "--env", "SFT_FAULT=kill@0:3", "--max-restarts", "4"]
-    job = spec_of(options.parse([*given, "--", "--seed", "3"]), tmp_path)
+    job = spec_of(command_line.parse([*given, "--", "--seed", "3"]), tmp_path)
     job = replace(job, resume_args=("--learning_rate", "2e-3", "--resume_override", "[learning_rate]"))
     run_dir = Path(job.run_dir)
     run_dir.mkdir(parents=True)
     write_json(run_dir / "job.json", job.to_json())
     before = {path: path.stat().st_mtime_ns for path in (run_dir, *run_dir.iterdir())}
-    with settings_of(options.parse(["drill", "long", "--steps", "6", "--nodes", "2"]), Run(run_dir)) as settings:
+    with settings_of(command_line.parse(["drill", "long", "--steps", "6", "--nodes", "2"]), Run(run_dir)) as settings:
         words = words_of(settings, KILL, "d-kill", 2)
-        again = spec_of(options.parse(words), tmp_path)
+        again = spec_of(command_line.parse(words), tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (run_dir, *run_dir.iterdir())} == before
     assert again.run_dir == str(run_dir.parent / "d-kill")
     assert again.env == {"A": "b", "SFT_FAULT": "kill@1:5"}
@@ -118,6 +120,40 @@ def test_a_run_and_a_settings_file_are_not_both_taken(
 
 def test_too_few_steps_are_refused() -> None:
     assert main(["drill", "--steps", "2"]) == 2
+
+
+def test_rows_as_json(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One object on stdout, also where a row fails, or the first, with which the others are compared."""
+    good = Evidence((0,), (), {1: 0.5}, {"model.safetensors": "a"})
+    broken = {"hang"}
+
+    def submit(_words: object, _timeout_s: float, name: str, folder: Path) -> str:
+        made_run(folder / "runs" / name, make_spec)
+        return ""
+
+    def evidence(path: Path, _said: str) -> Evidence:
+        (row,) = (row for row in ROWS if path.name.endswith(f"-{row.name}"))
+        return replace(good, codes=(1,) if row.name in broken else row.codes, pauses_s=(2.0,) * (len(row.codes) - 1))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launch.drill._submit", submit)
+    monkeypatch.setattr("launch.drill.gather", evidence)
+    assert main(["drill", "--json", "--name", "d"]) == 1
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert [row["row"] for row in told["rows"] if not row["passed"]] == ["hang"]
+    assert told["num_failed"] == 1
+    hang = next(row for row in told["rows"] if row["row"] == "hang")
+    assert (hang["run"], hang["path"], hang["codes"]) == ("d-hang", str(tmp_path / "runs" / "d-hang"), [1])
+    assert hang["problems"][0].startswith("its attempts ended with 1; they must with 12 then 0")
+    assert "5 of 6 rows passed" in said.err
+    broken.add("undisturbed")
+    assert main(["drill", "--json", "--name", "e"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert "`python -m launch status e-undisturbed`" in told["error"]
+    assert [row["row"] for row in told["rows"]] == ["undisturbed"]
 
 
 def test_the_evidence_is_read_from_the_run_directory(tmp_path: Path) -> None:
