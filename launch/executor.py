@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from launch import attempts, jobs, processes, runs
@@ -32,8 +31,10 @@ def _why_it_waits(run: Run, submission: Mapping[str, Any]) -> str:
     """Of a run on this machine: what it waits for; empty where it waits for nothing."""
     if submission.get("waits"):
         return "its turn in the sweep"
-    after = run.job.get("after")
-    return f"it follows {Run(Path(after)).name}" if after and run.attempt is None else ""
+    if run.attempt is not None:
+        return ""
+    names = [before.name for before in run.follows]
+    return f"it follows {', '.join(names)}" if names else ""
 
 
 def is_running(run: Run) -> bool:

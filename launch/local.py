@@ -103,10 +103,10 @@ class Supervisor:
             time.sleep(PAUSE_S)
 
     def _may_begin(self) -> bool:
-        """Waits for the run that this one is to follow; False where that failed, or this one is told to end."""
-        if self._spec.after is None:
-            return True
-        before = runs.Run(Path(self._spec.after))
+        """Waits for the runs that this one is to follow; False where one failed, or this one is told to end."""
+        return all(self._has_completed(before) for before in runs.Run(self._run_dir).follows)
+
+    def _has_completed(self, before: runs.Run) -> bool:
         while not self._stopped:
             status = runs.status_of(before, lambda: executor.view(before))
             if status.state == runs.COMPLETED:

@@ -41,6 +41,11 @@ RESUME_OPTIONS = tuple(
 )
 """What may be different when a run is resumed."""
 
+STAGES_OPTIONS = tuple(
+    option for option in OPTIONS if option[0] in ("executor", "runs-dir", "partition", "account", "qos", "exclude")
+)
+"""What can be said of all stages at once."""
+
 
 def without_options(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
     """`--name value` and `--name=value` taken out: each may be given once."""
@@ -191,6 +196,18 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
 
 
+def _add_stages(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the stages: docs/launcher.md shows one")
+    parser.add_argument("--name", metavar="NAME", help="of their folder (default: the file's name and time)")
+    for option, metavar, text in STAGES_OPTIONS:
+        parser.add_argument(f"--{option}", metavar=metavar, help=text)
+    parser.add_argument("--profile", metavar="NAME", help="file of launch settings, or its name in slurm/profiles/")
+    parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
+    parser.add_argument("--snapshot", action="store_true", help="each runs from a copy of the code as it is now")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    parser.add_argument("--wait", action="store_true", help="until all have ended; exits with the first bad code")
+
+
 class Verb(NamedTuple):
     """A command: what it does in a few words, what may be typed, which options it has."""
 
@@ -212,7 +229,7 @@ VERBS: Mapping[str, Verb] = {
     "status": Verb("how a run stands: progress, attempts, what failed first", ["", "my-run --json"], _add_run),
     "logs": Verb("what the ranks print, in order", ["-f", "my-run --rank 3 --level warning"], _add_logs),
     "top": Verb("a live picture of a run: progress, curves, ranks", ["", "my-run"], _add_top),
-    "cancel": Verb("stop a run", ["my-run"], _add_run),
+    "cancel": Verb("stop a run, a sweep or stages", ["my-run"], _add_run),
     "wait": Verb("until the run ends; exits with its code", ["my-run && echo done"], _add_run),
     "resume": Verb("go on with a run that stopped or failed", ["my-run --time-min 600"], _add_resume),
     "resubmit": Verb(
@@ -231,6 +248,9 @@ VERBS: Mapping[str, Verb] = {
         ["run.yaml learning_rate=1e-5,2e-5 seed=1,2,3 --parallel 2"],
         _add_sweep,
         _SCRIPT,
+    ),
+    "stages": Verb(
+        "jobs of one file, each after others: train, evaluate, export", ["stages.yaml --dry-run"], _add_stages
     ),
     "profiles": Verb("settings of your cluster in a file: make, list, show", ["init", "show mycluster"], _add_profiles),
     "drill": Verb(

@@ -78,6 +78,17 @@ class Run:
         return int(resources.get("nodes", 1))
 
     @property
+    def is_complete(self) -> bool:
+        """Whether its own records say that it has done what it was to do."""
+        outcome = self.outcome()
+        return outcome.is_complete and outcome.root_cause is None
+
+    @property
+    def follows(self) -> list[Run]:
+        """The runs that must be complete before this one begins."""
+        return [Run(Path(path)) for path in self.job.get("after") or ()]
+
+    @property
     def is_cancelled(self) -> bool:
         return (self.path / "cancelled.json").exists()
 
@@ -200,14 +211,22 @@ def status_of(run: Run, ask_executor: Callable[[], View]) -> Status:
         # scancel has taken it: a job that never began is gone, and one that ran is after Slurm's grace.
         is_gone = run.is_cancelled and (run.attempt is None or run.cancelled_for_s > CANCEL_GRACE_S)
         state = CANCELLED if is_gone else PENDING if run.attempt is None else RUNNING
-    elif run.is_cancelled or view.reason == "CANCELLED":
+    elif (failed := _failed_before(run)) is not None or run.is_cancelled or view.reason == "CANCELLED":
         state = CANCELLED
+        reason = reason if failed is None else f"{failed.name}, which it was to follow, is not complete"
     elif cause is not None or view.reason:
         state = FAILED
     else:
         state = LOST
     starts_at = view.starts_at if state == PENDING else ""
     return Status(state, outcome, reason, is_guess=view.presence == "unknown", starts_at=starts_at)
+
+
+def _failed_before(run: Run) -> Run | None:
+    """The run that kept this one from beginning, which it will not now; None where there is none."""
+    if run.attempt is not None:
+        return None
+    return next((before for before in run.follows if not before.is_complete), None)
 
 
 def _ended_by_decision(run: Run, outcome: Outcome, end: dict[str, Any]) -> Status:

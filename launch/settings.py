@@ -110,6 +110,8 @@ class Request:
     env: tuple[str, ...] = ()
     """`NAME=VALUE` words."""
     script_args: tuple[str, ...] = ()
+    launch: tuple[Source, ...] = ()
+    """Settings that win over those of profile and file, and over which `options` win."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
             run_name, output_dir = (_text(everything, key) for key in ("run_name", "output_dir"))
     except SettingsError as error:
         problems += error.problems
+    sources += request.launch
     try:
         sources.append(parse_command_line(LaunchSettings, request.options))
     except SettingsError as error:
@@ -187,13 +190,10 @@ def _config_path(request: Request, working_dir: Path) -> Path | None:
 def _launch_part(everything: Source) -> Source:
     """The `launch:` mapping as a source of its own, with the lines of the file."""
     launch = everything.values.get("launch")
-    if launch is None:
-        return Source({}, everything.name)
-    if not isinstance(launch, Mapping):
+    if launch is not None and not isinstance(launch, Mapping):
         where = everything.where(("launch",))
         raise SettingsError(Problem("launch", launch, "be a mapping", "Write launch: {nodes: 2}.", where))
-    places = {path[1:]: place for path, place in everything.places.items() if path[0] == "launch" and path[1:]}
-    return Source(launch, everything.name, places)
+    return everything.part(("launch",))
 
 
 def _text(source: Source, key: str) -> str | None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from launch.chain import Chain
 from launch.site import Container, module_problems
@@ -17,6 +17,10 @@ from strict_settings import Problem, at_least
 ROOT = Path(__file__).resolve().parent.parent
 """Where launch, sft, strict_settings and ds_configs stand side by side: the clone, or site-packages."""
 DEFAULT_SCRIPT = ROOT / "sft" / "train.py"
+COMMANDS_SCRIPT = ROOT / "sft" / "__main__.py"
+"""`python -m sft`, by its path."""
+CheckedCommand = Literal["evaluate", "export", "optimize-prompt", "report"]
+"""Its commands that can check their words without doing anything."""
 QUICKSTART_CONFIG = ROOT / "sft" / "quickstart" / "run.yaml"
 
 
@@ -113,8 +117,8 @@ class JobSpec:
     cache_dir: str | None = None
     sweep: str | None = None
     """The sweep that it is a run of."""
-    after: str | None = None
-    """Directory of the run that must be complete before this one begins."""
+    after: tuple[str, ...] = ()
+    """Directories of the runs that must be complete before this one begins."""
     mail_user: str | None = None
     mail_type: str | None = None
     notify: tuple[str, ...] = ()
@@ -138,6 +142,13 @@ class JobSpec:
     """A `.env` that was found where the job was submitted; two names of it are taken (`launch.env_file`)."""
     resume_args: tuple[str, ...] = ()
     """What `launch resume` has added to the script's arguments."""
+
+    @property
+    def checks_itself(self) -> bool:
+        """Whether the script can check its words (`--check`) without doing anything."""
+        if Path(self.script) == COMMANDS_SCRIPT:
+            return bool(self.script_args) and self.script_args[0] in get_args(CheckedCommand)
+        return Path(self.script) == DEFAULT_SCRIPT
 
     @property
     def host_python(self) -> str:
@@ -201,8 +212,8 @@ class JobSpec:
     def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
         """The spec that `to_json` gave."""
         lists = {
-            name: tuple(data[name])
-            for name in ("script_args", "setup", "resume_args", "modules", "notify")
+            name: tuple(data[name] or ())
+            for name in ("script_args", "setup", "resume_args", "modules", "notify", "after")
             if name in data
         }
         nested: dict[str, Any] = {

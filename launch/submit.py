@@ -36,13 +36,13 @@ class ScriptRefusedError(LaunchError):
 
 
 def check_script(spec: JobSpec, environ: Mapping[str, str]) -> None:
-    """Lets our own script check its settings (`--check`), for this world, before anything is submitted.
+    """Lets a script of ours check its words (`--check`), for this world, before anything is submitted.
 
     Raises:
         ScriptRefusedError: with its message and code.
         LaunchError: it does not end, or cannot be started.
     """
-    if Path(spec.script) != DEFAULT_SCRIPT:
+    if not spec.checks_itself:
         return
     command = [spec.host_python, spec.script, *spec.script_args, *spec.resume_args, "--check"]
     try:

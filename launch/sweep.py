@@ -80,17 +80,18 @@ def covering(axes: Sequence[Axis]) -> list[int]:
     return [points.index(point) for point in wanted]
 
 
-def find_sweep(name: str, working_dir: Path, run_dirs: Sequence[Path]) -> Path | None:
+def find_sweep(name: str, working_dir: Path, run_dirs: Sequence[Path], *, record: str = "sweep.json") -> Path | None:
     """The folder of a sweep by its name or path, also of one that was started elsewhere; None where there is none.
 
     Args:
         name: as it was given.
         working_dir: where paths begin.
         run_dirs: of all runs that are known.
+        record: the file by which such a folder is known.
     """
     near = [working_dir / name, working_dir / "runs" / name]
     known = dict.fromkeys(path.parent for path in reversed(run_dirs) if path.parent.name == name)
-    return next((path.resolve() for path in (*near, *known) if (path / "sweep.json").is_file()), None)
+    return next((path.resolve() for path in (*near, *known) if (path / record).is_file()), None)
 
 
 def runs_of(folder: Path) -> list[tuple[Run, Mapping[str, str]]]:

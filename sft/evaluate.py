@@ -17,6 +17,7 @@ if __name__ == "__main__":
     # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from sft.arguments import load_args
 from sft.config import LAUNCHER_OPTIONS
 from sft.errors import DataError, SftError
 from sft.model_subject import add_model_options, model_subject
@@ -43,6 +44,9 @@ def main(words: Sequence[str]) -> int:
     if options.no_generation and options.no_loss:
         raise SettingsError(Problem("--no-loss", True, "not be given with --no-generation", "Keep one of the two."))
     pattern = pattern_of(options.regex)
+    if options.check:
+        load_args([*settings, f"--model_name_or_path={options.model}", f"--train_file={options.data}"])
+        return 0
     from sft.world import world_from_env
 
     with world_from_env(DAY_S) as world:
@@ -65,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-generation", action="store_true", help="only the loss")
     parser.add_argument("--no-loss", action="store_true", help="only answers")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON and nothing else")
+    parser.add_argument("--check", action="store_true", help="check these words, and end")
     add_model_options(parser)
     return parser
 

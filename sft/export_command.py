@@ -31,6 +31,8 @@ def main(words: Sequence[str]) -> int:
         raise SettingsError(Problem("--output", str(folder), "be a folder that is not there, or empty", remedy))
     if options.push and not options.yes:
         _ask_for_consent(options.push, is_public=options.public)
+    if options.check:
+        return 0
     proof = _export(options, run, folder, shard_bytes)
     print(f"written: {folder}")
     if proof is not None:
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-shard-gb", metavar="N", default="5", help="of a weights file (default %(default)s)")
     parser.add_argument("--license", metavar="NAME", help="for the model card, such as apache-2.0")
     parser.add_argument("--no-check", action="store_true", help="do not load what was written and compare it")
+    parser.add_argument("--check", action="store_true", help="check these words, and end")
     parser.add_argument("--push", metavar="NAME", help="upload to the Hugging Face hub, once you have agreed")
     parser.add_argument("--public", action="store_true", help="with --push: for everyone to see (default: private)")
     parser.add_argument("--yes", action="store_true", help="agree to --push here")

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from sft.arguments import PROMPT_FILE
+from sft.arguments import PROMPT_FILE, load_args
 from sft.config import LAUNCHER_OPTIONS
 from sft.errors import DataError, SftError
 from sft.evaluate import DAY_S, NAMES, pattern_of
@@ -47,6 +47,9 @@ def main(words: Sequence[str]) -> int:
     prompts = candidates(Path(options.candidates))
     if not Path(options.model).is_dir() and options.model == MODEL:
         raise SettingsError(Problem("--model", MODEL, "be there", "Name the model with --model."))
+    if options.check:
+        load_args([*settings, f"--model_name_or_path={options.model}", f"--train_file={options.data}"])
+        return 0
     from sft.world import world_from_env
 
     with world_from_env(DAY_S) as world:
@@ -67,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--regex", metavar="PATTERN", help="with --metric regex")
     parser.add_argument("--output", metavar="FILE", type=Path, default=PROMPT_FILE, help="default %(default)s")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON and nothing else")
+    parser.add_argument("--check", action="store_true", help="check these words, and end")
     add_model_options(parser)
     return parser
 

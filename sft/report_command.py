@@ -21,6 +21,8 @@ def main(words: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(words)
     num_samples = int(number_option("samples", options.samples, low=0, high=100, whole=True))
+    if options.check:
+        return 0
     for run in options.runs:
         if not (run / "training_log.json").is_file():
             rule = "be a run directory, with the training_log.json that training writes"
@@ -43,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory")
     parser.add_argument("--output", metavar="OUT.html", type=Path, help="default: RUN/report.html, in the first")
+    parser.add_argument("--check", action="store_true", help="check these words, and end")
     parser.add_argument("--samples", metavar="N", default="2", help="rows of the data to paint (default 2; 0: none)")
     return parser
 

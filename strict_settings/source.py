@@ -26,3 +26,14 @@ class Source:
             if path[:length] in self.places:
                 return self.places[path[:length]]
         return self.name
+
+    def part(self, path: Path) -> Source:
+        """The mapping that stands at `path`, as a source of its own; an empty one where no mapping stands there."""
+        values: Any = self.values
+        for key in path:
+            values = values.get(key) if isinstance(values, Mapping) else None
+        if not isinstance(values, Mapping):
+            return Source({}, self.name)
+        length = len(path)
+        places = {key[length:]: place for key, place in self.places.items() if key[:length] == path != key}
+        return Source(values, self.name, places)

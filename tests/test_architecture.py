@@ -78,11 +78,11 @@ LAYERS = {
         "secret_values forking",
         "attempts site fork_server command_line",
         "spec",
-        "rank watchdog places sweep_page profiles meeting notes pending logs row_cache node_facts",
+        "rank watchdog places stages sweep_page profiles meeting notes pending logs row_cache node_facts",
         "settings command runs watch node_probe",
         "script agent jobs progress merged_logs node_group",
-        "cluster report executor sweep limits examination",
-        "submit screen local request_checks input_checks diagnosis",
+        "cluster report executor sweep limits examination following",
+        "submit screen local request_checks input_checks diagnosis members",
         "batch resuming drill sweep_runner before node_report manifest identity",
         "snapshot",
         "doctor",
@@ -93,9 +93,9 @@ LAYERS = {
     # A module for each command.
     "launch/verbs": [
         "__init__ common",
-        "submission",
-        "submit resume drill status wait cancel list logs top attach tensorboard clean completion profiles",
-        "print run resubmit doctor sweep",
+        "submission wait",
+        "submit resume drill status cancel list logs top attach tensorboard clean completion profiles",
+        "print run resubmit doctor sweep stages",
     ],
 }
 """Package → its modules, lowest first. Those on one line do not import each other."""

@@ -1,4 +1,4 @@
-"""`launch cancel`: stops a run, or a sweep, and waits until it has stopped."""
+"""`launch cancel`: stops a run, a sweep or stages, and waits until it has stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from launch import executor, runs, sweep
+from launch import executor, members, runs
 from launch.errors import OK, LaunchError
 from launch.runs import Run
 from launch.verbs.common import POLL_S, Watch, find, print_json, registry
@@ -16,7 +16,7 @@ CANCEL_MARGIN_S = 30.0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Stops the run, or all of a sweep; prints the state."""
+    """Stops the run, or all of a sweep or of stages; prints the state."""
     found = _meant(arguments)
     watches = [(one, Watch(one)) for one in found]
     living = [(one, watch) for one, watch in watches if not watch.has_ended()]
@@ -39,12 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _meant(arguments: argparse.Namespace) -> list[Run]:
-    """The run that is meant, or the runs of a sweep."""
+    """The run that is meant, or the runs of a sweep or of stages."""
     try:
         return [find(arguments)]
     except LaunchError:
-        known = runs.all_runs(registry(), None)
-        folder = None if arguments.run is None else sweep.find_sweep(arguments.run, Path.cwd(), known)
-        if folder is None:
+        found = members.runs_meant(arguments.run, Path.cwd(), runs.all_runs(registry(), None))
+        if not found:
             raise
-        return [one for one, _ in sweep.runs_of(folder)]
+        return found

@@ -8,9 +8,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from launch import cluster, options, places, resuming, script
+from launch import cluster, following, options, places, resuming, script
 from launch.spec import JobSpec
-from launch.verbs.common import find, started
+from launch.verbs.common import Watch, find, started
 from launch.verbs.submission import submitted
 from launch.verbs.submit import request_problems, show
 from strict_settings import SettingsError
@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     plan = script.plan_text(spec, cluster.without_outer_job(os.environ))
     if arguments.dry_run:
         return show("resubmit", spec, plan, is_json=arguments.json)
-    return started("resubmit", submitted(spec, plan, arguments), spec.executor, arguments)
+    dependency = following.dependency_of(spec, lambda run: Watch(run).now())
+    return started("resubmit", submitted(spec, plan, arguments, dependency), spec.executor, arguments)
 
 
 def free_name(run_dir: Path) -> str:

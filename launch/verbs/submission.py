@@ -6,31 +6,70 @@ import argparse
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from launch import before, cluster, identity, manifest, resuming, script, snapshot
 from launch import submit as effects
-from launch.checks import facts
+from launch.checks import Check, facts
+from launch.claims import Claim
 from launch.records import write_json
 from launch.runs import Run
 from launch.spec import JobSpec
 from launch.verbs.common import Watch, registry
 
 
+class Examined(NamedTuple):
+    """A job that may be submitted: all checks have passed."""
+
+    spec: JobSpec
+    text: str
+    """submit.sh."""
+    plan: str
+    checks: list[Check]
+
+
 def submitted(spec: JobSpec, plan: str, arguments: argparse.Namespace, dependency: str | None = None) -> Run:
     """Starts the job; its run."""
     # Claimed before the checks, which take seconds: a second submission is told at once.
     with resuming.claimed(Path(spec.run_dir)) as claim:
-        text = script.script_text(spec)
-        made_of, patches = manifest.gather(spec, text)
-        twin = identity.twin(made_of["signature"], registry(), lambda run: Watch(run).now())
-        same = identity.check(twin, is_named=_is_named(spec, arguments))
-        checks = before.checked(spec, text, os.environ, same, audits=not arguments.skip_audit)
-        manifest.write(claim.path.parent.parent, made_of, patches)
-        if getattr(arguments, "snapshot", False):
-            spec = snapshot.take(spec)
-            text, plan = script.script_text(spec), script.plan_text(spec, cluster.without_outer_job(os.environ))
-        run = effects.submit(spec, claim, text, plan, os.environ, dependency=dependency)
-    write_json(run.path / "checks.json", {"checks": facts(checks)})
+        is_copied = getattr(arguments, "snapshot", False)
+        is_named = _is_named(spec, arguments)
+        return sent(
+            examined(spec, plan, is_named=is_named, audits=not arguments.skip_audit, is_copied=is_copied),
+            claim,
+            dependency,
+        )
+
+
+def examined(spec: JobSpec, plan: str, *, is_named: bool, audits: bool, is_copied: bool) -> Examined:
+    """The job, once it was looked at. Its manifest is written, and its code copied where that is wanted.
+
+    Args:
+        spec: of a run directory that is claimed.
+        plan: plan.txt.
+        is_named: somebody chose the run's name: it may be like another one.
+        audits: whether to look at the first rows of the data.
+        is_copied: whether it is to run from a copy of the code.
+
+    Raises:
+        LaunchError: a check has failed.
+    """
+    text = script.script_text(spec)
+    made_of, patches = manifest.gather(spec, text)
+    twin = identity.twin(made_of["signature"], registry(), lambda run: Watch(run).now())
+    same = identity.check(twin, is_named=is_named)
+    checks = before.checked(spec, text, os.environ, same, audits=audits)
+    manifest.write(Path(spec.run_dir), made_of, patches)
+    if is_copied:
+        spec = snapshot.take(spec)
+        text, plan = script.script_text(spec), script.plan_text(spec, cluster.without_outer_job(os.environ))
+    return Examined(spec, text, plan, checks)
+
+
+def sent(job: Examined, claim: Claim, dependency: str | None = None) -> Run:
+    """Starts the job; its run."""
+    run = effects.submit(job.spec, claim, job.text, job.plan, os.environ, dependency=dependency)
+    write_json(run.path / "checks.json", {"checks": facts(job.checks)})
     return run
 
 

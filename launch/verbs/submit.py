@@ -11,8 +11,9 @@ from pathlib import Path
 from launch import cluster, devices, local, options, profiles, runs, script, settings
 from launch import submit as effects
 from launch.env_file import found_env_file
-from launch.errors import OK, LaunchError
-from launch.runs import Run, Status
+from launch.errors import OK
+from launch.following import following
+from launch.runs import Run
 from launch.spec import JobSpec
 from launch.verbs.common import Watch, print_json, registry, started
 from strict_settings import Problem, SettingsError
@@ -40,28 +41,6 @@ def _submitted_before(arguments: argparse.Namespace) -> Run | None:
 
     _, spec = draft_of(arguments, is_new=False)
     return twin_of(spec, is_named=bool(arguments.name))
-
-
-def following(spec: JobSpec, before: Run, status: Status) -> tuple[JobSpec, str | None]:
-    """(the job, its dependency for sbatch) so that it begins when another run is complete. Pure.
-
-    Raises:
-        LaunchError: that run has ended otherwise, or can't be followed.
-    """
-    if status.state == runs.COMPLETED:
-        return spec, None
-    if status.has_ended:
-        raise LaunchError(
-            f"--after is {before.name}, which is {status.state}; it must be complete, waiting or running."
-        )
-    if before.job.get("executor") != spec.executor:
-        where = f"{before.job.get('executor')}, this one on {spec.executor}"
-        raise LaunchError(f"--after is {before.name}, which runs on {where}; both must be the same.")
-    if spec.executor == "local":
-        return replace(spec, after=str(before.path)), None
-    if before.job.get("chain") == "singleton":
-        raise LaunchError(f"--after is {before.name}, with chain singleton; it must be one job. Use chain requeue.")
-    return spec, f"afterok:{before.job_id}"
 
 
 def prepared(arguments: argparse.Namespace) -> tuple[JobSpec, str]:

@@ -257,7 +257,7 @@ def test_tensorboard_serves_the_runs_here_alone(run: Run, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        (["st"], ["status"]),
+        (["st"], ["stages", "status"]),
         (["status", "de"], ["demo"]),
         (["status", ""], ["demo", "other"]),
         (["logs", "--fo"], ["--follow"]),
@@ -288,7 +288,7 @@ def test_the_shell_s_code(run: Run, capsys: pytest.CaptureFixture[str], shell: s
         return
     ask = "\n".join(
         f'COMP_WORDS=(launch {words}); COMP_CWORD={number}; _launch_words; echo "${{COMPREPLY[*]}}"'
-        for words, number in (("sta", 1), ("logs --fol", 2), ("status de", 2), ("status ''", 2))
+        for words, number in (("stat", 1), ("logs --fol", 2), ("status de", 2), ("status ''", 2))
     )
     done = subprocess.run(["bash", "-c", f"{code}\n{ask}"], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["status", "--follow", "demo", "demo"]

@@ -16,12 +16,12 @@ from made_runs import calls, end_run, made_run, stand_in
 from launch import script
 from launch.__main__ import main
 from launch.errors import LaunchError
+from launch.following import following
 from launch.local import Supervisor
 from launch.notify import notify
 from launch.outcome import Outcome
 from launch.runs import CANCELLED, COMPLETED, PENDING, RUNNING, Run, Status, View, status_of
 from launch.spec import ROOT, JobSpec
-from launch.verbs.submit import following
 
 MakeSpec = Callable[..., JobSpec]
 NOTHING = Outcome(2, 0, 0, None, 0)
@@ -80,7 +80,7 @@ def test_a_supervisor_waits_for_the_run_before(
     """It begins when that is complete, is cancelled when that fails, and ends when it is told to."""
     monkeypatch.setattr("launch.local.FOLLOW_POLL_S", 0.05)
     monkeypatch.setattr("launch.executor.view", lambda _: View("running"))
-    own = made_run(tmp_path / "runs" / "own", make_spec, executor="local", after=str(before.path))
+    own = made_run(tmp_path / "runs" / "own", make_spec, executor="local", after=(str(before.path),))
     supervisor = Supervisor(own.path, {})
     later = threading.Timer(0.2, lambda: supervisor._on_stop(15, None) if code is None else end_run(before, code))
     later.start()

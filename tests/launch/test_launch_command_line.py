@@ -173,7 +173,8 @@ def test_unknown_words(words: list[str]) -> None:
         (
             ["stauts"],
             "COMMAND is 'stauts'; it must be one of submit, run, print, list, status, logs, top, cancel, wait, resume, "
-            "resubmit, attach, tensorboard, clean, sweep, profiles, drill, doctor, completion. Did you mean 'status'?",
+            "resubmit, attach, tensorboard, clean, sweep, stages, profiles, drill, doctor, completion. "
+            "Did you mean 'status'?",
         ),
     ],
 )
