@@ -25,6 +25,7 @@ USAGE = """usage: python -m sft COMMAND …
   optimize-prompt TXT DATA the system prompt, of several, with which a model does best
   chat MODEL               talk with it, in the terminal or through a pipe; --serve for programs
   export RUN               the model of a run or of one of its checkpoints, to hand on, checked, with a card
+  import-config FILE       settings of TRL, axolotl or LLaMA-Factory as ours, and what of them is lost
   report RUN …             a page on one run, or on several laid over each other
 
 `python -m sft COMMAND --help` tells more. Exit codes: 0 done, 2 settings, 3 data.
@@ -43,6 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "optimize-prompt": _optimize_prompt,
         "chat": _chat,
         "export": _export,
+        "import-config": _import_config,
         "report": _report,
     }
     if not given or given[0] in ("--help", "-h"):
@@ -110,6 +112,12 @@ def _chat(words: Sequence[str]) -> int:
 
 def _export(words: Sequence[str]) -> int:
     from sft.export_command import main
+
+    return main(words)
+
+
+def _import_config(words: Sequence[str]) -> int:
+    from sft.import_command import main
 
     return main(words)
 

@@ -22,7 +22,7 @@ LAYERS = {
         "deepspeed_config lora_args setting_files",
         "setting_rules",
         "config",
-        "arguments",
+        "arguments migration",
         "strict_json rows",
         "values",
         "messages",
@@ -55,7 +55,7 @@ LAYERS = {
         "page audit_text",
         "chat report audit_page inspect_command estimate_text",
         "audit_command estimate_command evaluate chat_command export_command",
-        "optimize_prompt report_command",
+        "optimize_prompt report_command import_command",
         "__main__",
     ],
     "sft/masks": [
@@ -70,6 +70,13 @@ LAYERS = {
         "turns",
         "token_spans tokens",
         "plans",
+    ],
+    "sft/migration": [
+        "__init__ mapping",
+        "sharing data",
+        "training axolotl_data axolotl_left llamafactory_data",
+        "trl axolotl llamafactory",
+        "tools text",
     ],
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [

@@ -1,0 +1,1 @@
+"""Settings files of other trainers → ours: `python -m sft import-config`. Imports no torch."""
