@@ -2,6 +2,7 @@
 # make check   lint, types and the tests of one process (under two minutes)
 # make test    everything, on a real Slurm cluster of this machine where it may be installed (root on Debian)
 # make soak    the long faults: random ones over a run, races, thousands of corruptions (an hour)
+# make docs    the site of docs/, in build/site; installs mkdocs
 # make lab     start that cluster for use by hand; make lab-down ends it
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ READY := .venv/.installed
 # Tests of one process share the cores; those that start ranks or clusters take the machine for themselves.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test soak check lint unit lab lab-down clean
+.PHONY: demo test soak check lint unit docs lab lab-down clean
 
 demo: $(READY)
 	$(BIN)/python -m sft.quickstart.demo
@@ -33,6 +34,10 @@ unit: $(READY)
 soak: $(READY)
 	-$(BIN)/python slurm/lab/lab.py install
 	$(BIN)/python -m pytest -m soak --timeout 3600
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m docsite.build
 
 lab: $(READY)
 	$(BIN)/python slurm/lab/lab.py install
