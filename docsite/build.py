@@ -22,6 +22,7 @@ CONFIG = ROOT / "docsite" / "mkdocs.yml"
 ELSEWHERE: Mapping[str, str] = {
     "README.md": "index.md",
     "ds_configs/README.md": "ds-configs.md",
+    "recipes/README.md": "recipes.md",
     "slurm/lab/README.md": "slurm-lab.md",
     "benchmarks/README.md": "benchmarks.md",
 }
@@ -40,8 +41,9 @@ def pages() -> dict[str, str]:
 
 
 def files() -> dict[str, str]:
-    """What is no page: the site's own style."""
-    return {"docsite/site.css": "site.css"}
+    """What is no page: the recipes, to which pages link, and the site's own style."""
+    recipes = {f"recipes/{path.name}": f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+    return {"docsite/site.css": "site.css", **recipes}
 
 
 def links(text: str) -> Iterator[re.Match[str]]:

@@ -1,6 +1,6 @@
 """Parts of Markdown files that are made from the code, between `<!-- made: NAME -->` and `<!-- end -->`.
 
-python -m docsite.pages            writes docs/settings.md and docs/migration.md anew
+python -m docsite.pages            writes docs/settings.md, docs/migration.md and recipes/README.md anew
 python -m docsite.pages --check    exit code 1 if one of them is not as the code says
 """
 
@@ -88,10 +88,19 @@ def _default(setting: dataclasses.Field[Any]) -> str:
     return f"`{json.dumps(value)}`"
 
 
-DOCS = ROOT / "docs"
+def _estimate(name: str) -> str:
+    from docsite.estimates import RECIPES, estimate_block  # imports torch
+
+    return estimate_block(RECIPES / f"{name}.yaml")
+
+
+DOCS, RECIPES_PAGE = ROOT / "docs", ROOT / "recipes" / "README.md"
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     DOCS / "settings.md": {"settings": settings_page},
     DOCS / "migration.md": {name: partial(mapping_table, tool) for name, tool in TOOLS.items()},
+    RECIPES_PAGE: {
+        recipe.stem: partial(_estimate, recipe.stem) for recipe in sorted(RECIPES_PAGE.parent.glob("*.yaml"))
+    },
 }
 
 

@@ -51,7 +51,7 @@ def test_the_navigation_has_every_page_once() -> None:
 def test_the_navigation_has_what_people_look_for() -> None:
     nav = read_yaml(CONFIG).values["nav"]
     assert [next(iter(entry)) for entry in nav] == [
-        "Quick start", "Your data", "Masks", "Engines", "Slurm", "Recovery", "Speed", "Evaluate",
+        "Quick start", "Your data", "Masks", "Engines", "Recipes", "Slurm", "Recovery", "Speed", "Evaluate",
         "Exit codes", "Every setting", "How it is built",
     ]  # fmt: skip
 
