@@ -236,9 +236,9 @@ class Args:
     """Settings that may differ from the checkpoint's; also `chat_template` and `tokenizer` (docs/recovery.md)."""
     accept_data_change: bool = False
     """Go on from a checkpoint although the training data has changed since."""
-    report_to: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    """Where the scalars go besides `training_log.json`; `wandb`: to TensorBoard and to Weights & Biases, offline where
-    there is no network or no key (needs wandb; docs/run-directory.md)."""
+    report_to: str | list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where the scalars go besides `training_log.json`: `tensorboard`; `wandb`, `mlflow` or `trackio` beside it, or
+    several of them, on this machine where there is no network (docs/run-directory.md); or `none`."""
 
     # The launcher's
     launch: dict[str, Any] = field(default_factory=dict)
@@ -259,6 +259,16 @@ class Args:
         """`learning_rate`, or the default that belongs to full fine-tuning or to LoRA."""
         default = LORA_LEARNING_RATE if self.lora.enabled else FULL_LEARNING_RATE
         return self.learning_rate if self.learning_rate is not None else default
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """The names in `report_to`."""
+        return (self.report_to,) if isinstance(self.report_to, str) else tuple(dict.fromkeys(self.report_to))
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Those of libraries that are asked beside TensorBoard."""
+        return tuple(name for name in self.reports if name not in ("tensorboard", "none"))
 
     @property
     def row_capacity(self) -> int | None:

@@ -11,6 +11,7 @@ from sft.activation_offload import require_gpu
 from sft.config import Args
 from sft.eight_bit import require_bitsandbytes
 from sft.liger import require_liger
+from sft.trackers import require_trackers
 from strict_settings import Problem, SettingsError
 
 
@@ -27,6 +28,8 @@ def refuse_what_is_not_here(args: Args, device: torch.device) -> None:
     with _gathered(problems):
         if args.activation_offload:
             require_gpu(device)
+    with _gathered(problems):
+        require_trackers(args.trackers)
     for name, value in (("load_in_4bit", True), ("load_in_8bit", True), ("optim", "adamw_8bit")):
         with _gathered(problems):
             if getattr(args, name) == value:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.errors import SftError, StorageError
 from sft.storage import storage_errors, write_json
-from sft.trackers import Tracker
+from sft.tracking import Tracker
 
 if TYPE_CHECKING:
     from sft.event_file import EventFile, Scalars

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 from sft.deepspeed_config import read_deepspeed_config, zero_stage
 from sft.setting_files import found_file, looks_like_a_path
-from strict_settings import Problem, SettingsError
+from strict_settings import Problem, SettingsError, with_suggestion
 
 if TYPE_CHECKING:
     from sft.config import Args
 
 FILE_SETTINGS = ("model_name_or_path", "tokenizer_name", "chat_template_path", "train_file", "eval_file", "deepspeed")
 """Settings that may name a file; so do the keys of `train_files`."""
+
+REPORTS = ("tensorboard", "wandb", "mlflow", "trackio", "none")
+"""What `report_to` may name."""
 
 COLUMNS = (
     "messages", "prompt", "response", "conversations", "completion", "question", "answer", "instruction", "input",
@@ -48,6 +51,7 @@ def problems_between(args: Args) -> Iterator[Problem]:
     yield from _settings_alone(args)
     yield from _precision(args)
     yield from _few_bits(args)
+    yield from _reports(args)
     yield from _unknown_columns(args)
     yield from _missing_files(args)
     if args.deepspeed is not None and Path(args.deepspeed).is_file():
@@ -115,6 +119,18 @@ def _few_bits(args: Args) -> Iterator[Problem]:
     if few and args.lora.merge:
         remedy = "Merge the adapter afterwards into the model as it was, with peft's merge_and_unload."
         yield Problem("lora.merge", True, f"be false with {few[0]}", remedy)
+
+
+def _reports(args: Args) -> Iterator[Problem]:
+    for name in args.reports:
+        if name not in REPORTS:
+            yield Problem("report_to", name, f"be of {', '.join(REPORTS)}", with_suggestion(name, REPORTS))
+    if "none" in args.reports and len(args.reports) > 1:
+        yield Problem("report_to", args.report_to, "name nothing beside none", "Leave none out, or the others.")
+    if not args.reports:
+        yield Problem(
+            "report_to", args.report_to, "name at least one", "Write report_to: none for no more than the log."
+        )
 
 
 def _unknown_columns(args: Args) -> Iterator[Problem]:

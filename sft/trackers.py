@@ -1,39 +1,29 @@
-"""Where scalars go besides training_log.json and TensorBoard: one narrow interface, and Weights & Biases behind it."""
+"""Weights & Biases, MLflow and Trackio, each behind `sft.tracking`."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import secrets
-import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from urllib.parse import urlsplit
 
-from sft.storage import write_json
+from sft.tracking import LibraryTracker, Step, Tracker, is_reachable
 from strict_settings import Problem, SettingsError
 
-_HOST, _PATIENCE_S = "api.wandb.ai", 3.0
+_PROJECT = "cleansft"
+_WANDB_HOST = "api.wandb.ai"
+_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
+"""MLflow takes no more at once."""
 
 
-class Tracker(Protocol):
-    """Takes the records of a run, all attempts of which are one run to it. Rank 0 has one."""
-
-    def take(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Takes all records of the run so far, in order; those that it has had before, in an earlier attempt too, are
-        left alone."""
-
-    def close(self) -> None:
-        """Hands over what is left."""
-
-
-class WandbTracker:
+class WandbTracker(LibraryTracker):
     """A run of Weights & Biases. Without its key or a network it writes to `wandb/` in the output directory, for
-    `wandb sync`.
-
-    `tracker.json` keeps its id and how far each kind of record was handed over. It is written before they are: an
-    attempt that is killed in between leaves a gap there, and never the same step twice.
-    """
+    `wandb sync`."""
 
     def __init__(self, output_dir: Path, name: str, settings: Mapping[str, Any]) -> None:
         """
@@ -43,69 +33,196 @@ class WandbTracker:
             settings: shown beside it.
 
         Raises:
-            SettingsError: wandb is not installed, or does not start.
+            SettingsError: wandb does not start.
         """
-        require_wandb()
         import wandb
 
-        self._path = output_dir / "tracker.json"
-        kept = _kept(self._path)
-        self._id = str(kept.get("wandb_id") or secrets.token_hex(4))
-        self._handed_over: dict[str, int] = dict(kept.get("handed_over") or {})
-        self._keep()
-        mode = None if wandb.api.api_key and _is_reachable() else "offline"
-        try:
+        super().__init__(output_dir, "wandb")
+        run_id = self.keep_id(self.id or secrets.token_hex(4))
+        mode = None if wandb.api.api_key and is_reachable(_WANDB_HOST, 443) else "offline"
+        with _starting("wandb", "Weights & Biases"):
             self._run: Any = wandb.init(
-                id=self._id, name=name, dir=str(output_dir), config=dict(settings), resume="allow", mode=mode
+                id=run_id, name=name, dir=str(output_dir), config=dict(settings), resume="allow", mode=mode
             )
-        except Exception as error:  # the library raises many kinds; its own words are the best there are
-            raise SettingsError(Problem("report_to", "wandb", "start Weights & Biases", f"{error}")) from error
 
-    def take(self, records: Sequence[Mapping[str, Any]]) -> None:
-        new = [record for record in records if self._is_new(record)]
-        if not new:
-            return
-        self._handed_over |= {str(record["type"]): int(record["step"]) for record in new}
-        self._keep()
-        for record in new:
-            scalars = {f"{record['type']}/{name}": value for name, value in record.items() if _is_scalar(name, value)}
-            self._run.log(scalars, step=record["step"])
+    def _log(self, steps: Sequence[Step]) -> None:
+        for step, scalars in steps:
+            self._run.log(scalars, step=step)
 
-    def close(self) -> None:
+    def _finish(self) -> None:
         self._run.finish()
 
-    def _is_new(self, record: Mapping[str, Any]) -> bool:
-        return record["type"] != "summary" and int(record["step"]) > self._handed_over.get(record["type"], 0)
 
-    def _keep(self) -> None:
-        write_json(self._path, {"wandb_id": self._id, "handed_over": self._handed_over})
+class MlflowTracker(LibraryTracker):
+    """A run of MLflow, in the store of `MLFLOW_TRACKING_URI`. Without it, or where its server cannot be reached, that
+    is `mlflow.db` in the output directory; a server has the whole run once an attempt reaches it."""
+
+    def __init__(self, output_dir: Path, name: str, settings: Mapping[str, Any]) -> None:
+        """
+        Args:
+            output_dir: the run directory.
+            name: of the run.
+            settings: shown beside it.
+
+        Raises:
+            SettingsError: mlflow does not start.
+        """
+        from mlflow import MlflowClient
+
+        server = _mlflow_server()
+        super().__init__(output_dir, f"mlflow {_without_secrets(server)}" if server else "mlflow")
+        with _starting("mlflow", "MLflow"):
+            local = f"sqlite:///{output_dir.resolve() / 'mlflow.db'}"
+            self._client: Any = MlflowClient(tracking_uri=server or local)
+            self._run_id = self.id or self._new_run(output_dir, name, settings)
+            self._client.update_run(self._run_id, status="RUNNING")
+
+    def _new_run(self, output_dir: Path, name: str, settings: Mapping[str, Any]) -> str:
+        from mlflow.entities import Param
+        from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
+
+        experiment = MLFLOW_EXPERIMENT_NAME.get() or _PROJECT
+        known = self._client.get_experiment_by_name(experiment)
+        # A server has a place for artifacts; our own file would take the working directory's.
+        place = (output_dir.resolve() / "mlflow-artifacts").as_uri() if self.store == "mlflow" else None
+        experiment_id = known.experiment_id if known else self._client.create_experiment(experiment, place)
+        run_id = self.keep_id(self._client.create_run(experiment_id, run_name=name).info.run_id)
+        params = [Param(key, value if isinstance(value, str) else json.dumps(value)) for key, value in settings.items()]
+        for some in _in_parts(params, _PARAMS_PER_CALL):
+            self._client.log_batch(run_id, params=some)
+        return run_id
+
+    def _log(self, steps: Sequence[Step]) -> None:
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        metrics = [
+            Metric(name, float(value), now_ms, step) for step, scalars in steps for name, value in scalars.items()
+        ]
+        for some in _in_parts(metrics, _METRICS_PER_CALL):
+            self._client.log_batch(self._run_id, metrics=some, synchronous=True)
+
+    def _finish(self) -> None:
+        self._client.set_terminated(self._run_id, "FINISHED")
 
 
-def require_wandb() -> None:
-    """
+class TrackioTracker(LibraryTracker):
+    """A run of Trackio, on this machine (`TRACKIO_DIR`), or where `TRACKIO_SPACE_ID` or `TRACKIO_SERVER_URL` say."""
+
+    def __init__(self, output_dir: Path, name: str, settings: Mapping[str, Any]) -> None:
+        """
+        Args:
+            output_dir: the run directory.
+            name: of the run.
+            settings: shown beside it.
+
+        Raises:
+            SettingsError: trackio does not start.
+        """
+        import trackio
+
+        super().__init__(output_dir, "trackio")
+        # Trackio finds a run again by its name, which another run may have too.
+        run_id = self.keep_id(self.id or f"{name}-{secrets.token_hex(4)}")
+        with _starting("trackio", "Trackio"):
+            self._run: Any = trackio.init(
+                project=_PROJECT,
+                name=run_id,
+                config=dict(settings),
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+
+    def _log(self, steps: Sequence[Step]) -> None:
+        for step, scalars in steps:
+            self._run.log(scalars, step=step)
+
+    def _finish(self) -> None:
+        self._run.finish()
+
+
+class Trackers:
+    """Several, one after the other."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def take(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for each in self._trackers:
+            each.take(records)
+
+    def close(self) -> None:
+        for each in self._trackers:
+            each.close()
+
+
+LIBRARIES: dict[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
+    "wandb": WandbTracker,
+    "mlflow": MlflowTracker,
+    "trackio": TrackioTracker,
+}
+"""Name in the settings, of the package and of the extra → what uses it."""
+
+
+def trackers(names: Iterable[str], output_dir: Path, run_name: str, settings: Mapping[str, Any]) -> Tracker:
+    """The trackers of these names as one.
+
+    Args:
+        names: of `LIBRARIES`.
+        output_dir: the run directory.
+        run_name: of the run.
+        settings: shown beside it.
+
     Raises:
-        SettingsError: wandb is not installed.
+        SettingsError: one does not start.
     """
-    if importlib.util.find_spec("wandb") is None:
-        rule = "be tensorboard or none without the package wandb"
-        raise SettingsError(Problem("report_to", "wandb", rule, "pip install 'cleansft[wandb]'"))
+    return Trackers([LIBRARIES[name](output_dir, run_name, settings) for name in names])
 
 
-def _is_scalar(name: str, value: Any) -> bool:
-    return name not in ("type", "step") and isinstance(value, int | float)
+def require_trackers(names: Iterable[str]) -> None:
+    """
+    Args:
+        names: of `LIBRARIES`.
+
+    Raises:
+        SettingsError: packages that are not installed.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        problems = ((name, f"come with the package {name}", f"pip install 'cleansft[{name}]'") for name in missing)
+        raise SettingsError([Problem("report_to", *problem) for problem in problems])
 
 
-def _kept(path: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _starting(name: str, title: str) -> Iterator[None]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        yield
+    except Exception as error:  # a library raises many kinds; its own words are the best there are
+        raise SettingsError(Problem("report_to", name, f"start {title}", f"{error}")) from error
 
 
-def _is_reachable() -> bool:
-    try:
-        socket.create_connection((_HOST, 443), timeout=_PATIENCE_S).close()
-    except OSError:
-        return False
-    return True
+def _mlflow_server() -> str | None:
+    """Where MLFLOW_TRACKING_URI says; None without it, or where nothing listens there."""
+    import mlflow
+
+    if not mlflow.is_tracking_uri_set():
+        return None
+    uri = str(mlflow.get_tracking_uri())
+    found = urlsplit(uri)
+    if found.scheme not in ("http", "https") or not found.hostname:
+        return uri
+    port = found.port or (443 if found.scheme == "https" else 80)
+    return uri if is_reachable(found.hostname, port) else None
+
+
+def _without_secrets(uri: str) -> str:
+    """The address without user, password and what stands behind a question mark."""
+    found = urlsplit(uri)
+    return f"{found.scheme}://{found.netloc.rpartition('@')[2]}{found.path}"
+
+
+def _in_parts(values: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

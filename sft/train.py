@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sft.fence import Fence
     from sft.masking import Masker
     from sft.model import BuiltModel
-    from sft.trackers import Tracker
+    from sft.tracking import Tracker
     from sft.world import World
 
 USAGE = """usage: sft/train.py [--config RUN.yaml] [--NAME VALUE …] [--check] [--help]
@@ -193,7 +193,7 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
         output_dir,
         plan.num_steps,
         is_main=world.is_main,
-        tensorboard=args.report_to != "none",
+        tensorboard="none" not in args.reports,
         check=check,
         tracker=_tracker(args, output_dir),
     )
@@ -216,14 +216,13 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
 
 
 def _tracker(args: Args, output_dir: Path) -> Callable[[], Tracker] | None:
-    """What makes the tracker of the settings; it is asked on rank 0 alone."""
-    if args.report_to != "wandb":
+    """What makes the trackers of the settings; it is asked on rank 0 alone."""
+    if not args.trackers:
         return None
-    from sft.trackers import WandbTracker, require_wandb
+    from sft.trackers import trackers
 
-    require_wandb()
     name = args.run_name or output_dir.resolve().name
-    return lambda: WandbTracker(output_dir, name, args.to_json())
+    return lambda: trackers(args.trackers, output_dir, name, args.to_json())
 
 
 def _dataset(

@@ -101,9 +101,10 @@ def _parsed(text: str, hint: Any, option: str) -> Any:
         return text  # also where a choice is called `none`
     if text in ("none", "null") and types.NoneType in _union_parts(hint):
         return None
-    if str in parts:
-        return text
     origins = [get_origin(part) or part for part in parts]
+    if str in parts:  # and of several texts `[a, b]` or `a,b`
+        is_list = list in origins and (text[:1] == "[" or "," in text)
+        return _parsed_collection(text, option) if is_list else text
     if any(get_args(part) and all(isinstance(choice, str) for choice in get_args(part)) for part in parts):
         return text
     if any(origin in (tuple, list, dict, Mapping) or dataclasses.is_dataclass(origin) for origin in origins):
