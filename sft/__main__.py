@@ -13,7 +13,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from sft.errors import SftError
-from strict_settings import SettingsError
+from strict_settings import Problem, SettingsError
 
 USAGE = """usage: python -m sft COMMAND …
 
@@ -27,6 +27,7 @@ USAGE = """usage: python -m sft COMMAND …
   export RUN               the model of a run or of one of its checkpoints, to hand on, checked, with a card
   import-config FILE       settings of TRL, axolotl or LLaMA-Factory as ours, and what of them is lost
   report RUN …             a page on one run, or on several laid over each other
+  settings                 every setting: what it takes, its default, what it does (docs/settings.md)
 
 `python -m sft COMMAND --help` tells more. Exit codes: 0 done, 2 settings, 3 data.
 """
@@ -46,6 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "export": _export,
         "import-config": _import_config,
         "report": _report,
+        "settings": _settings,
     }
     if not given or given[0] in ("--help", "-h"):
         print(USAGE, end="", file=sys.stdout if given else sys.stderr)
@@ -126,6 +128,15 @@ def _report(words: Sequence[str]) -> int:
     from sft.report_command import main
 
     return main(words)
+
+
+def _settings(words: Sequence[str]) -> int:
+    if words:
+        raise SettingsError(Problem("the word", words[0], "be left out", "`python -m sft settings` takes none."))
+    from sft.settings_page import settings_page
+
+    print(settings_page(), end="")
+    return 0
 
 
 if __name__ == "__main__":

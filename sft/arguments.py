@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft.config import ALIASES, ROOT, Args
 from sft.setting_files import found_file
 from sft.setting_rules import FILE_SETTINGS
+from sft.settings_page import default_of
 from strict_settings import Problem, SettingsError, Source, build, field_docs, located, parse_command_line, read_yaml
 
 PROMPT_FILE = Path("prompts") / "system_prompt.txt"
@@ -130,8 +130,7 @@ def describe_settings() -> str:
     """Every setting with its default and what it does, for --help."""
     lines, docs = [], field_docs(Args)
     for setting in dataclasses.fields(Args):
-        has_default = setting.default is not dataclasses.MISSING and setting.default is not None
-        shown = f" [{json.dumps(setting.default)}]" if has_default else ""
-        lines.append(f"  --{setting.name}{shown}\n      {docs[setting.name]}")
+        default = default_of(setting)
+        lines.append(f"  --{setting.name}{f' [{default}]' if default is not None else ''}\n      {docs[setting.name]}")
     aliases = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
     return "\n".join([*lines, "", f"other spellings: {aliases}"])

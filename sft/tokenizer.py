@@ -89,6 +89,8 @@ def listed(found: int | Sequence[int] | None) -> list[int]:
 def cannot_load(field: str, value: Any, error: Exception) -> SettingsError:
     """The error for what transformers does not load, in its own words."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        reason = "It comes with code of its own. Once you have read that code, set trust_remote_code: true."
     loadable = "be a hub name or a folder that transformers can load"
     rule = "be a config of a causal language model in transformers" if field == "model_config" else loadable
     return SettingsError(Problem(field, value, rule, reason))

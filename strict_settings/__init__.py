@@ -4,6 +4,7 @@
 """
 
 from strict_settings.command_line import parse_command_line
+from strict_settings.description import field_kinds
 from strict_settings.problems import Problem, SettingsError, with_suggestion
 from strict_settings.schema import above, at_least, at_most, below, build, field_docs, located
 from strict_settings.source import Source
@@ -19,6 +20,7 @@ __all__ = [
     "below",
     "build",
     "field_docs",
+    "field_kinds",
     "located",
     "parse_command_line",
     "read_yaml",

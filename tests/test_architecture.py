@@ -14,7 +14,7 @@ PACKAGES = ("launch", "sft", "strict_settings", "node_board")
 
 LAYERS = {
     "node_board": ["__init__", "standard_output"],
-    "strict_settings": ["problems scalars source", "schema yaml_file", "command_line", "__init__"],
+    "strict_settings": ["problems scalars source", "schema yaml_file", "command_line description", "__init__"],
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
         "__init__ errors allocator event_file",
@@ -22,6 +22,7 @@ LAYERS = {
         "deepspeed_config lora_args setting_files",
         "setting_rules",
         "config",
+        "settings_page",
         "arguments migration",
         "strict_json rows",
         "values",
