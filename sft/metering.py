@@ -39,6 +39,8 @@ class StepTimer:
         """
         self._is_cuda = device.type == "cuda"
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.totals: defaultdict[str, float] = defaultdict(float)
+        """Seconds of each phase up to the last call of `take`."""
         self._spans: dict[str, _Span] = {}
         self._pending: list[tuple[str, Any, Any]] = []
         self._unused: list[Any] = []
@@ -61,6 +63,8 @@ class StepTimer:
             self._unused += (first, last)
         self._pending.clear()
         found = dict(self._seconds)
+        for phase, seconds in found.items():
+            self.totals[phase] += seconds
         self._seconds.clear()
         return found
 

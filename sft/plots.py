@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.run_files import Record, series
 
-COLOURS = ("#4f86d9", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c")
+COLOURS = ("#4f86d9", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974")
 _WIDTH, _HEIGHT = 4.6, 2.7
 """Inches; small, so that the writing can be read on a narrow screen, to which the plot is scaled."""
 

@@ -14,7 +14,8 @@ from sft.metering import PHASES
 from sft.page import documents_of, render_page
 from sft.painting import visible
 from sft.plots import COLOURS, Curve, plot
-from sft.run_files import Record, attempts_of, evaluations_of, records_of, series, settings_of
+from sft.report_figures import balance, data_table, duration, memory, time_split
+from sft.run_files import Record, attempts_of, data_of, evaluations_of, records_of, series, settings_of
 from sft.scores import NAMES
 from sft.values import counted
 
@@ -39,15 +40,18 @@ class Run:
     evaluations: list[Record]
     attempts: list[Record]
     settings: Mapping[str, Any]
+    data: Record
     samples: Samples = field(default=())
+    estimate: Mapping[str, int] | None = None
 
 
-def read_run(folder: Path, number: int, samples: Samples = ()) -> Run:
+def read_run(folder: Path, number: int, samples: Samples = (), estimate: Mapping[str, int] | None = None) -> Run:
     """
     Args:
         folder: the run directory.
         number: of the run in the report, for its colour.
         samples: rows of its data, painted.
+        estimate: bytes of each part of a rank's memory that were to be expected.
     """
     return Run(
         folder.resolve().name,
@@ -56,7 +60,9 @@ def read_run(folder: Path, number: int, samples: Samples = ()) -> Run:
         evaluations_of(folder),
         attempts_of(folder),
         settings_of(folder),
+        data_of(folder),
         samples,
+        estimate,
     )
 
 
@@ -71,12 +77,19 @@ def report_page(runs: Sequence[Run]) -> str:
         tiles=[{"run": visible(run.name), "colour": run.colour, "tiles": list(_tiles(run))} for run in runs],
         curves=list(_curves(runs)),
         phases=[found for run in runs if (found := _phases(run))],
+        times=[named for run in runs if (named := _named(run, time_split(run.records, run.attempts)))],
+        balances=[named for run in runs if (named := _named(run, balance(run.records)))],
+        memories=[named for run in runs if (named := _named(run, memory(run.records, run.estimate)))],
         evaluations=[table for run in runs for table in _evaluations(run)],
         attempts=[found for run in runs if (found := _attempts(run))],
         data=[_data(run) for run in runs],
         documents=[each for run in runs for each in documents_of(run.samples)],
         settings=list(_settings(runs)),
     )
+
+
+def _named(run: Run, found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if found is None else {"run": visible(run.name), **found}
 
 
 def _tiles(run: Run) -> Iterator[dict[str, str]]:
@@ -90,7 +103,7 @@ def _tiles(run: Run) -> Iterator[dict[str, str]]:
         yield {
             "label": "Steps",
             "value": f"{steps[-1]:,.0f}",
-            "more": f"in {_duration(elapsed[-1]) if elapsed else '?'}",
+            "more": f"in {duration(elapsed[-1]) if elapsed else '?'}",
         }
     if held_out:
         yield {"label": "Best held-out loss", "value": f"{min(held_out):.4g}", "more": f"{held_out[-1]:.4g} at last"}
@@ -164,7 +177,7 @@ def _attempts(run: Run) -> dict[str, Any] | None:
     bars = []
     for each in begun:
         end = each.get("ended_at") or last
-        took = _duration(end - each["began_at"])
+        took = duration(end - each["began_at"])
         bars.append(
             {
                 "x": round(100 * (each["began_at"] - first) / (last - first), 2),
@@ -176,7 +189,7 @@ def _attempts(run: Run) -> dict[str, Any] | None:
             }
         )
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(first))
-    return {"run": visible(run.name), "bars": bars, "span": f"{_duration(last - first)} from {when} UTC"}
+    return {"run": visible(run.name), "bars": bars, "span": f"{duration(last - first)} from {when} UTC"}
 
 
 def _state(attempt: Record) -> str:
@@ -184,14 +197,6 @@ def _state(attempt: Record) -> str:
         return "no end recorded"
     code = attempt.get("own_code")
     return {0: "done", 10: "stopped and saved", None: "no exit code"}.get(code, f"exit code {code}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _data(run: Run) -> dict[str, Any]:
@@ -202,6 +207,7 @@ def _data(run: Run) -> dict[str, Any]:
         "run": visible(run.name),
         "files": [(visible(name), f"×{times:g}") for name, times in files.items()],
         "eval_file": visible(str(settings["eval_file"])) if settings.get("eval_file") else None,
+        "audit": data_table(run.data),
         "tokens": f"{total:,} tokens seen, {trained:,} trained ({trained / max(total, 1):.0%})",
         "masks": {
             name: settings[name]

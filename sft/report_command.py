@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.errors import SftError
 from sft.model_subject import number_option
+from sft.run_files import data_of, records_of
 from sft.subject import tell, write_page
 from strict_settings import Problem, SettingsError
 
@@ -32,7 +33,10 @@ def main(words: Sequence[str]) -> int:
 
     if not can_plot():
         tell("matplotlib is missing: the page has no curves. pip install 'cleansft[report]'")
-    runs = [read_run(run, number, _samples(run, num_samples)) for number, run in enumerate(options.runs)]
+    runs = [
+        read_run(run, number, _samples(run, num_samples), None if options.no_estimate else _estimate(run))
+        for number, run in enumerate(options.runs)
+    ]
     write_page(options.output or options.runs[0] / "report.html", report_page(runs))
     return 0
 
@@ -47,7 +51,37 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="OUT.html", type=Path, help="default: RUN/report.html, in the first")
     parser.add_argument("--check", action="store_true", help="check these words, and end")
     parser.add_argument("--samples", metavar="N", default="2", help="rows of the data to paint (default 2; 0: none)")
+    parser.add_argument("--no-estimate", action="store_true", help="do not work out what memory was to be expected")
     return parser
+
+
+def _estimate(run: Path) -> Mapping[str, int] | None:
+    """Bytes of each part of a rank's memory by `sft.estimate`, for full micro-batches of the run's longest documents;
+    None where the run tells too little, or the model or the tokenizer is gone."""
+    ended = [record for record in records_of(run) if record["type"] == "summary" and record.get("ranks")]
+    figures = data_of(run).get("train")
+    if not ended or not figures:
+        return None
+    import torch
+
+    from sft.estimate import RESERVED_BYTES, Machine, Rows, own_peak
+    from sft.tokenizer import build_tokenizer
+    from sft.trained_weights import run_arguments
+    from sft.world import has_bf16
+
+    device, num_ranks = str(ended[-1]["device"]), len(ended[-1]["ranks"]["peak_bytes"])
+    try:
+        args = run_arguments(run)
+        bf16 = args.in_bf16(device == "cuda" or has_bf16(torch.device(device)))
+        emulates = device == "cpu" and not has_bf16(torch.device("cpu"))
+        machine = Machine(device, 1, num_ranks, 0, bf16, emulates_bf16=emulates)
+        share = figures["counts"]["trained_tokens"] / figures["counts"]["tokens"]
+        parts = own_peak(args, build_tokenizer(args), machine, Rows(figures["quantiles"]["longest"], share)).parts
+    except (SettingsError, SftError) as error:
+        tell(f"{run}: no memory is estimated, since {error}")
+        return None
+    # On a GPU what tensors take was measured; on a CPU the whole process.
+    return {**parts, "the process itself": RESERVED_BYTES["cpu"]} if device == "cpu" else parts
 
 
 def _samples(run: Path, number: int) -> Samples:

@@ -40,6 +40,12 @@ def settings_of(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def data_of(run: Path) -> Record:
+    """What training counted of its data, under `train` and `eval`; nothing where it is not there."""
+    found = _json(run / "data.json")
+    return found if isinstance(found, dict) else {}
+
+
 def series(records: list[Record], kind: str, name: str) -> tuple[list[float], list[float]]:
     """(steps, values) of one thing that was logged.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import resource
+from typing import Any, get_args
+
+import torch
 
 from sft.checkpoint import RunState
 from sft.config import Args
+from sft.metering import Phase, StepTimer
 from sft.plan import Plan
 from sft.world import World
 
@@ -24,8 +28,34 @@ def description(args: Args, plan: Plan, world: World) -> str:
     )
 
 
-def summary(state: RunState, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last record of a run."""
+def rank_figures(timer: StepTimer, world: World) -> dict[str, list[float]]:
+    """What each rank did in this attempt, in the order of the ranks: `<phase>_s`, its seconds in each phase, and
+    `peak_bytes`, the most memory that its tensors had on a GPU, or that the process had on a CPU. A collective."""
+    timer.take()
+    own = {f"{phase}_s": timer.totals[phase] for phase in get_args(Phase)}
+    own["peak_bytes"] = float(_peak_bytes(world.device))
+    flat = [value if rank == world.rank else 0.0 for rank in range(world.size) for value in own.values()]
+    found = world.sum(*flat)
+    return {name: found[number :: len(own)] for number, name in enumerate(own)}
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def summary(
+    state: RunState, records: list[dict[str, Any]], ranks: dict[str, list[float]], world: World
+) -> dict[str, Any]:
+    """The last record of a run.
+
+    Args:
+        state: at its end.
+        records: what was logged.
+        ranks: what `rank_figures` found.
+        world: the ranks.
+    """
     losses = [record["loss"] for record in records if record["type"] == "train"]
     return {
         "step": state.step,
@@ -37,4 +67,6 @@ def summary(state: RunState, records: list[dict[str, Any]]) -> dict[str, Any]:
         "num_trained_tokens": state.num_trained_tokens,
         "tokens_per_s": state.num_tokens / state.elapsed_s if state.elapsed_s else None,
         "elapsed_s": state.elapsed_s,
+        "device": world.device.type,
+        "ranks": ranks,
     }

@@ -168,6 +168,7 @@ def train_in_world(args: Args, world: World) -> None:
 
 
 def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World) -> None:
+    from sft.data_figures import keep_data_figures
     from sft.device_check import refuse_what_is_not_here
     from sft.export import export_model
     from sft.history import History
@@ -176,7 +177,7 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     from sft.masking import Masker, MaskOptions
     from sft.plan import Plan
     from sft.resuming import checkpoints_of, resumed
-    from sft.run_summary import summary
+    from sft.run_summary import rank_figures, summary
     from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
 
     refuse_what_is_not_here(args, world.device)
@@ -203,14 +204,17 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
 
     with history, closing(checkpoints):
         history.start(state.step)
+        if world.is_main:
+            keep_data_figures(output_dir, train_data, eval_data, check)
         state = train(Training(engine, train_data, eval_data, args, plan, world, history, checkpoints), state)
         world.heartbeat.beat("end", state.step)
+        ranks = rank_figures(engine.timer, world)
         checkpoints.finish()
         if args.load_best_model_at_end:
             checkpoints.load_best(state, engine)
         checkpoints.require_fence()
         export_model(engine, tokenizer, output_dir, world, built.save_dtype, merge_adapters=args.lora.merge)
-        history.log_summary(summary(state, history.records))
+        history.log_summary(summary(state, history.records, ranks, world))
     world.barrier()
     _say(world, f"model: {output_dir}")
 

@@ -15,6 +15,7 @@ from tiny import tiny_args, write_conversations
 
 from sft.__main__ import main
 from sft.report import read_run, report_page
+from sft.report_figures import balance, memory, time_split
 from sft.train import train_with
 
 
@@ -79,10 +80,62 @@ def test_what_a_run_tells_is_on_the_page(runs: Path) -> None:
         "forward",
         "data.jsonl",
         "learning_rate",
+        "between attempts 10.0 s",
+        "evaluation and other",
+        "Memory of a rank",
+        "trained tokens",
+        "longest",
     ):
         assert wanted in text
     assert "&lt;b&gt;signal&lt;/b&gt;" in text
     assert "<b>signal" not in text
+
+
+def test_memory_stands_beside_what_was_to_be_expected(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(runs / "first"), "--samples", "0"]) == 0
+    text = (runs / "first" / "report.html").read_text()
+    (total,) = re.findall(r"to be expected: ([\d.]+) GiB; (?:\d+)% of it was taken", text)
+    assert float(total) >= 0.6  # a process, and a tiny model
+    assert "optimizer states" in text
+    assert main(["report", str(runs / "first"), "--samples", "0", "--no-estimate"]) == 0
+    assert "to be expected is not known" in (runs / "first" / "report.html").read_text()
+    assert capsys.readouterr().err.count("no memory is estimated") == 0
+
+
+def test_ranks_that_compute_for_longer_are_seen() -> None:
+    ranks = {"data_s": [1.0, 1.0, 2.0], "forward_s": [2.0, 3.0, 4.0], "peak_bytes": [2.0**30, 2.0**31, 2.0**30]}
+    found = balance([{"type": "summary", "ranks": ranks}])
+    assert found is not None
+    assert found["slowest"] == "rank 2, 38.5% above the mean"
+    assert [row["share"] for row in found["rows"]] == [50.0, 66.67, 100.0]
+    assert found["rows"][1]["memory"] == "2.00 GiB"
+    many = {name: [float(rank) for rank in range(100)] for name in ranks}
+    found = balance([{"type": "summary", "ranks": many}])
+    assert found is not None
+    assert (len(found["rows"]), found["left_out"], found["rows"][0]["name"]) == (32, 68, "rank 99")
+    assert balance([{"type": "summary"}]) is None
+    taken = memory([{"type": "summary", "ranks": ranks}], {"weights": 3 * 2**30, "buffers": 2**30})
+    assert taken is not None
+    assert taken["measured"] == "2.00 GiB on rank 1, which has most"
+    assert taken["estimated"] == "4.00 GiB; 50% of it was taken"
+    assert (taken["share"], [part["share"] for part in taken["parts"]]) == (50.0, [75.0, 25.0])
+
+
+def test_the_time_of_a_run_is_told_whole() -> None:
+    steps = [{"type": "train", "step": step, "forward_s": 1.0, "backward_s": 2.0} for step in (1, 4)]
+    records = [*steps, {"type": "summary", "step": 4, "elapsed_s": 20.0}]
+    attempts = [{"began_at": 100.0, "ended_at": 110.0}, {"began_at": 115.0, "ended_at": 140.0}]
+    found = time_split(records, attempts)
+    assert found is not None
+    assert found["total"] == "40.0 s"
+    assert [part["text"] for part in found["parts"]] == [
+        "forward 4.0 s (10%)",
+        "backward 8.0 s (20%)",
+        "evaluation and other 8.0 s (20%)",
+        "start, end, steps done again 15.0 s (38%)",
+        "between attempts 5.0 s (12%)",
+    ]
+    assert time_split([], attempts) is None
 
 
 def test_rows_of_the_data_are_painted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
