@@ -54,6 +54,25 @@ def write_conversations(path: Path, num_rows: int, seed: int = 0) -> Path:
     return path
 
 
+def write_answers(path: Path) -> Path:
+    """A JSONL file that a tiny model learns in some dozen steps: every question has the answer `yes.`."""
+    path.write_text("".join(json.dumps({"prompt": word, "response": "yes."}) + "\n" for word in WORDS[:8]))
+    return path
+
+
+def answer_of(folder: Path, question: str) -> tuple[str, bool]:
+    """(what transformers' own `generate` says to a question with the model of a folder, greedily and as its generation
+    settings have it; whether it stopped by itself)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    said = model.generate(**asked, max_new_tokens=16, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    return tokenizer.decode(said, skip_special_tokens=True), len(said) < 16
+
+
 def tiny_args(train_file: Path, output_dir: Path, **settings: Any) -> Args:
     """Settings of a tiny float32 run."""
     defaults: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny import QWEN3, TOKENIZER, write_conversations
+from tiny import QWEN3, TOKENIZER, answer_of, write_answers
 
 from sft.__main__ import main
 from sft.config import ROOT
@@ -25,10 +25,10 @@ ENGINES = {"ddp": {}, "fsdp2": {"fsdp": True}, "zero3": {"deepspeed": str(ROOT /
 def test_a_checkpoint_of_two_ranks_is_exported_without_running_it(engine: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    write_conversations(tmp_path / "data.jsonl", 8)
+    write_answers(tmp_path / "data.jsonl")
     settings = {
         "model_config": QWEN3, "tokenizer_name": TOKENIZER, "train_file": "data.jsonl", "output_dir": "run",
-        "learning_rate": 1e-2, "per_device_train_batch_size": 2, "max_steps": 3, "save_steps": 3, "report_to": "none",
+        "learning_rate": 1e-2, "per_device_train_batch_size": 2, "max_steps": 30, "save_steps": 30, "report_to": "none",
         "bf16": False, **ENGINES[engine],
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -48,3 +48,8 @@ def test_a_checkpoint_of_two_ranks_is_exported_without_running_it(engine: str, t
     assert tokenizer.chat_template == (tmp_path / "run" / "chat_template.jinja").read_text()
     stops = json.loads((output / "generation_config.json").read_text())["eos_token_id"]
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ([stops] if isinstance(stops, int) else stops)
+    assert [answer_of(each, "sun") for each in (output, tmp_path / "run")] == [("yes.", True)] * 2
+    summary = json.loads((tmp_path / "run" / "training_log.json").read_text())[-1]
+    assert len(summary["ranks"]["peak_bytes"]) == 2
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "longest on rank" in (tmp_path / "run" / "report.html").read_text()

@@ -23,22 +23,24 @@ from sft.sources import read_conversations
 from sft.tokenizer import build_tokenizer
 from sft.train import train_with
 
-STEPS = 90
+STEPS = 150
 NEW_TOKENS = ("--max-new-tokens", "12")
 
 
-PHRASINGS = ("{}", "{}?", "{}, please", "{} and then?")
+PHRASINGS = (
+    "{}", "{}?", "{}, please", "{} and then?", "after {}", "what follows {}?", "{} ...", "next to {}, please",
+)  # fmt: skip
 
 
 def write_successors(folder: Path) -> tuple[Path, Path]:
-    """(rows to train on, some of them to ask) of a task: the next word of a list, asked in several ways."""
+    """(rows to train on, rows to ask) of a task: the next word of a list, asked in several ways. Each word is asked in
+    one way that it has in no row to train on."""
     rows: dict[str, list[str]] = {"train": [], "held_out": []}
     for number, word in enumerate(WORDS):
         for place, phrasing in enumerate(PHRASINGS):
             row = {"prompt": phrasing.format(word), "response": f"{WORDS[(number + 1) % len(WORDS)]}."}
-            rows["train"].append(json.dumps(row) + "\n")
-            if place == number % len(PHRASINGS):
-                rows["held_out"].append(json.dumps(row) + "\n")
+            name = "held_out" if place == number % len(PHRASINGS) else "train"
+            rows[name].append(json.dumps(row) + "\n")
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder / "train.jsonl", folder / "held_out.jsonl"
@@ -48,12 +50,17 @@ def write_successors(folder: Path) -> tuple[Path, Path]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data and two models: `untrained` after a step that changes nothing, `trained`."""
     folder = tmp_path_factory.mktemp("successors")
-    train, held_out = write_successors(folder)
-    common: dict[str, Any] = {"eval_file": str(held_out), "eval_steps": 500, "logging_steps": 100}
-    common["per_device_train_batch_size"] = 36
-    train_with(tiny_args(train, folder / "untrained", learning_rate=1e-12, max_steps=1, **common))
-    train_with(tiny_args(train, folder / "trained", learning_rate=1e-2, max_steps=STEPS, **common))
+    write_successors(folder)
+    train(folder, "untrained", learning_rate=1e-12, max_steps=1)
+    train(folder, "trained")
     return folder
+
+
+def train(folder: Path, name: str, **settings: Any) -> None:
+    """Trains on the task."""
+    common: dict[str, Any] = {"eval_file": str(folder / "held_out.jsonl"), "eval_steps": 500, "logging_steps": 100}
+    common |= {"per_device_train_batch_size": 36, "learning_rate": 1e-2, "max_steps": STEPS}
+    train_with(tiny_args(folder / "train.jsonl", folder / name, **{**common, **settings}))
 
 
 def run(folder: Path, *words: str, model: str = "trained") -> dict[str, Any]:
@@ -76,6 +83,8 @@ def test_a_model_that_learned_its_task_is_told_from_one_that_did_not(
     first = capsys.readouterr().out
     run(trained)
     assert capsys.readouterr().out == first
+    train(trained, "again")
+    assert run(trained, model="again")["figures"] == after["figures"]
     assert "exact match" in first
     assert all(row["stopped"] and row["generation"] == row["reference"] for row in after["rows"])
 

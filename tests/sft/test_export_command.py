@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_args, write_conversations
+from tiny import answer_of, tiny_args, write_answers, write_conversations
 
 from sft.__main__ import main
 from sft.errors import SftError
@@ -70,6 +70,14 @@ def test_an_adapter_is_merged(runs: Path, tmp_path: Path) -> None:
     expected = probe_logits(adapted, torch.float32)
     assert (logits(found) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert not (found / "adapter_config.json").exists()
+
+
+def test_a_merged_adapter_answers_and_stops_by_itself(tmp_path: Path) -> None:
+    data = write_answers(tmp_path / "data.jsonl")
+    train_with(tiny_args(data, tmp_path / "base", max_steps=40, logging_steps=40))
+    own: dict[str, Any] = {"model_config": None, "model_name_or_path": str(tmp_path / "base"), "lora": {"r": 4}}
+    train_with(tiny_args(data, tmp_path / "lora", max_steps=2, save_steps=2, **own))
+    assert answer_of(exported(tmp_path, tmp_path, "lora", "--from", "newest", "--merge"), "sun") == ("yes.", True)
 
 
 def test_number_format_and_shards(runs: Path, tmp_path: Path) -> None:

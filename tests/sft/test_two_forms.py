@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from sft.dataset import ConversationDataset
 from sft.history import History
 from sft.train import run_training, train_with
 
+COMPILED = pytest.param(
+    True,
+    id="compile",
+    marks=[
+        pytest.mark.soak,
+        pytest.mark.skipif(
+            shutil.which("g++") is None, reason="torch.compile needs g++ for the CPU, and there is none"
+        ),
+    ],
+)
 PLAIN = """\
 model_name: base
 output_dir: outputs
@@ -56,17 +67,19 @@ def test_a_plain_file_runs_as_a_command_and_as_a_function(project: Path) -> None
     assert (used["model_name_or_path"], used["max_length"], used["lora"]["alpha"]) == ("base", 128, 8)
 
 
-def test_the_short_flags_run(project: Path) -> None:
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+@pytest.mark.parametrize("compiled", [pytest.param(False, id="plain"), COMPILED])
+def test_the_short_flags_run(project: Path, compiled: bool) -> None:
     flags: dict[str, Any] = {
         "model_name": "base", "dataset": "data/train.jsonl", "max_length": 128, "per_device_batch_size": 2,
         "learning_rate": 1e-3, "accumulation_steps": 2, "epochs": 2, "warmup_ratio": 0.1, "max_grad": 0.5,
         "output_dir": "flags", "path_chat_template": "template.jinja",
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    assert main(["train", *words]) == 0
+    assert main(["train", *words, *(["--compile"] if compiled else [])]) == 0
     assert len(losses(project / "flags")) == 4  # 3 batches of 2, in steps of 2, twice
     used = json.loads((project / "flags" / "arguments.json").read_text())
-    assert (used["max_grad_norm"], used["gradient_accumulation_steps"], used["compile"]) == (0.5, 2, False)
+    assert (used["max_grad_norm"], used["gradient_accumulation_steps"], used["compile"]) == (0.5, 2, compiled)
 
 
 def test_history_has_loss_learning_rate_and_gradient_norm_of_each_step(project: Path) -> None:
