@@ -171,8 +171,8 @@ class _Supervisor:
         if child is None:
             return STOPPED
         self._child = child
-        for number in self._early:
-            child.send_signal(number)
+        for early in self._early:
+            child.send_signal(early)
         if self.stopped:
             child.terminate()
         code = self._wait(child)
