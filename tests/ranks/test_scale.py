@@ -9,7 +9,7 @@ import pytest
 from scenarios import prepare
 from test_engines import run_scenario
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.soak]
 WORLDS = (1, 2, 4)
 ENGINES = ("ddp", "zero2")  # not FSDP2: with torch's profiler on, it cannot exchange its parameters
 

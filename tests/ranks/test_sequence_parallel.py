@@ -180,6 +180,7 @@ def test_a_piece_without_a_trained_token_is_among_them() -> None:
     assert first.num_trained_tokens == 0 < second.num_trained_tokens
 
 
+@pytest.mark.soak
 def test_the_longest_row_that_fits_grows_with_the_number_of_ranks() -> None:
     from benchmarks.long_rows import measured
 

@@ -29,8 +29,8 @@ def zero3_hpz(folder: Path) -> str:
     ("name", "changes"),
     [
         ("full-8b-two-nodes", {}),
-        ("full-70b-sixteen-nodes", {"deepspeed": zero3_hpz}),
-        ("long-context", {"sequence_parallel_size": 2, "mlp_tile_tokens": 64}),
+        pytest.param("full-70b-sixteen-nodes", {"deepspeed": zero3_hpz}, marks=pytest.mark.soak),
+        pytest.param("long-context", {"sequence_parallel_size": 2, "mlp_tile_tokens": 64}, marks=pytest.mark.soak),
     ],
 )
 def test_a_small_model_trains_by_it_on_two_ranks(name: str, changes: dict[str, Any], tmp_path: Path) -> None:

@@ -529,6 +529,7 @@ def test_a_gpu_that_is_not_here_must_be_described(run_file: Any, told: Any, word
     assert "Give the memory of one GPU" in error or "Measure on a machine with the GPU" in error
 
 
+@pytest.mark.soak
 @pytest.mark.ranks  # processes of their own, whose memory is measured
 def test_real_runs_of_one_process_and_of_two_ranks_peak_where_the_estimate_says() -> None:
     rows = [f"tiny, {way}" for way in ("full", "LoRA", "ZeRO-1", "ZeRO-2", "ZeRO-3")]
