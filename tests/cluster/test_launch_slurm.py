@@ -202,7 +202,7 @@ def test_two_jobs_on_one_node_and_no_leak_from_a_step(launch: Launcher) -> None:
 
 
 def test_a_requeued_job_keeps_its_first_logs(launch: Launcher) -> None:
-    launch.submit("x", "--env", "FAIL=hang")
+    launch.submit("x", "--chain", "requeue", "--env", "FAIL=hang")
     wait_for(launch.is_up("x", 1))
     (launch.run_dir("x") / "seen-0.json").unlink()
     assert launch.lab.exec(["scontrol", "requeue", launch.job_id("x")]).returncode == 0
