@@ -220,16 +220,6 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
     if settings.gres is not None and not settings.gpus_per_node:
         settings = dataclasses.replace(settings, gpus_per_node=num_gpus(settings.gres))
     run_dir, name = _run_directory(draft, working_dir)
-    procs_per_node = settings.procs_per_node or settings.gpus_per_node or 1
-    resources = Resources(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Resources)})
-    resources = dataclasses.replace(
-        resources,
-        procs_per_node=procs_per_node,
-        cpus_per_task=settings.cpus_per_task
-        or _per_gpu(settings.cpus_per_gpu, settings.gpus_per_node)
-        or _default_cpus(executor, procs_per_node, settings.nodes),
-        mem_gb=settings.mem_gb or _per_gpu(settings.mem_gb_per_gpu, settings.gpus_per_node),
-    )
     container = settings.container
     script = specs.DEFAULT_SCRIPT if settings.script is None else working_dir / settings.script
     found, _ = found_env_file(working_dir)
@@ -239,7 +229,7 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         run_dir=str(run_dir),
         executor=executor,
         launcher=settings.launcher,
-        resources=resources,
+        resources=_resources(settings, executor),
         script=os.path.abspath(script),
         script_args=_script_args(draft, run_dir),
         working_dir=str(working_dir),
@@ -269,6 +259,21 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
     if problems := [*job.problems(), *places.file_problems(job, settings.zero), *taken]:
         raise SettingsError(problems)
     return job
+
+
+def _resources(settings: LaunchSettings, executor: str) -> Resources:
+    """What each node is to give, with what follows from its GPUs."""
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Resources)}
+    procs_per_node = settings.procs_per_node or settings.gpus_per_node or 1
+    cpus = settings.cpus_per_task or _per_gpu(settings.cpus_per_gpu, settings.gpus_per_node)
+    return Resources(
+        **given
+        | {
+            "procs_per_node": procs_per_node,
+            "cpus_per_task": cpus or _default_cpus(executor, procs_per_node, settings.nodes),
+            "mem_gb": settings.mem_gb or _per_gpu(settings.mem_gb_per_gpu, settings.gpus_per_node),
+        }
+    )
 
 
 def _default_cpus(executor: str, procs_per_node: int, nodes: int) -> int:
