@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
-from launch import executor, members, runs
-from launch.errors import OK, LaunchError
-from launch.runs import Run
-from launch.verbs.common import POLL_S, Watch, find, print_json, registry
+from launch import executor
+from launch.errors import OK
+from launch.verbs.common import POLL_S, Watch, find_all, print_json
 
 CANCEL_MARGIN_S = 30.0
 """How much longer than the ranks may take to save it waits for the end."""
@@ -17,7 +15,7 @@ CANCEL_MARGIN_S = 30.0
 
 def run(arguments: argparse.Namespace) -> int:
     """Stops the run, or all of a sweep or of stages; prints the state."""
-    found = _meant(arguments)
+    found = find_all(arguments)
     watches = [(one, Watch(one)) for one in found]
     living = [(one, watch) for one, watch in watches if not watch.has_ended()]
     # The last first: those that wait are not started when others end.
@@ -36,14 +34,3 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(f"{one.name}: {state}")
     return OK
-
-
-def _meant(arguments: argparse.Namespace) -> list[Run]:
-    """The run that is meant, or the runs of a sweep or of stages."""
-    try:
-        return [find(arguments)]
-    except LaunchError:
-        found = members.runs_meant(arguments.run, Path.cwd(), runs.all_runs(registry(), None))
-        if not found:
-            raise
-        return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import executor, runs
-from launch.errors import INTERRUPTED, OK
+from launch.errors import INTERRUPTED, OK, LaunchError
 from launch.logs import follow_raw
 from launch.options import JSON_VERSION
 from launch.records import read_json
@@ -29,6 +29,19 @@ def registry() -> Path:
 def find(arguments: argparse.Namespace) -> Run:
     """The run that the words name; without any, the latest."""
     return runs.find(arguments.run, registry(), Path.cwd())
+
+
+def find_all(arguments: argparse.Namespace) -> list[Run]:
+    """The run that the words name, or all of the sweep or of the stages of that name."""
+    try:
+        return [find(arguments)]
+    except LaunchError:
+        from launch import members
+
+        found = members.runs_meant(arguments.run, Path.cwd(), runs.all_runs(registry(), None))
+        if not found:
+            raise
+        return found
 
 
 def print_json(verb: str, **facts: Any) -> None:

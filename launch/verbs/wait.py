@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from launch import members, runs
-from launch.errors import INTERRUPTED, OK, LaunchError
+from launch.errors import INTERRUPTED, OK
 from launch.runs import Run
-from launch.verbs.common import find, registry, wait_silently
+from launch.verbs.common import find_all, wait_silently
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Waits; prints how it ended."""
-    try:
-        found = [find(arguments)]
-    except LaunchError:
-        found = members.runs_meant(arguments.run, Path.cwd(), runs.all_runs(registry(), None))
-        if not found:
-            raise
-    return wait_for_all("wait", found, is_json=arguments.json)
+    return wait_for_all("wait", find_all(arguments), is_json=arguments.json)
 
 
 def wait_for_all(verb: str, found: Sequence[Run], *, is_json: bool) -> int:
