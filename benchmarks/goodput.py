@@ -127,7 +127,10 @@ def epochs_with_other_rows(rows: Mapping[int, Sequence[int]], num_rows: int, ste
 def attempts_of(run_dir: Path) -> list[Attempt]:
     """What the records and notes of a run tell."""
     found = []
-    for folder in sorted((run_dir / "exit").iterdir(), key=lambda path: int(path.name)):
+    folders = sorted((run_dir / "exit").iterdir(), key=lambda path: int(path.name))
+    while not (folders[-1] / "end.json").exists():  # the run is done when its nodes are; its supervisor ends after them
+        time.sleep(0.1)
+    for folder in folders:
         begun, ended = (json.loads((folder / name).read_text()) for name in ("attempt.json", "end.json"))
         notes = [
             json.loads(line)
@@ -152,7 +155,7 @@ def attempts_of(run_dir: Path) -> list[Attempt]:
     return found
 
 
-def prepare(folder: Path, num_steps: int, save_steps: int) -> Path:
+def prepare(folder: Path, num_steps: int, save_steps: int, launcher: str) -> Path:
     """Writes data and settings; the settings file."""
     rows = [
         {
@@ -169,7 +172,7 @@ def prepare(folder: Path, num_steps: int, save_steps: int) -> Path:
         "train_file": str(folder / "train.jsonl"), "train_batch_size": ROWS_PER_STEP, "matmul_tflops": 1.0,
         "per_device_train_batch_size": ROWS_PER_STEP // 2, "max_steps": num_steps, "save_steps": save_steps,
         "report_to": "none", "learning_rate": 1e-3,
-        "launch": {"nodes": 2, "chain": "requeue", "max_restarts": 100_000},
+        "launch": {"nodes": 2, "launcher": launcher, "chain": "requeue", "max_restarts": 100_000},
     }  # fmt: skip
     path = folder / "run.yaml"
     path.write_text(json.dumps(settings))
@@ -233,7 +236,7 @@ def measured(folder: Path, conditions: Conditions, options: argparse.Namespace) 
     Raises:
         SystemExit: the final weights differ, or a row was not computed exactly once in an epoch.
     """
-    prepare(folder, options.steps, options.save_steps)
+    prepare(folder, options.steps, options.save_steps, options.launcher)
     _, undisturbed = run(folder, "undisturbed", Conditions(1), 0.0, None)
 
     def disturbed(number: int) -> tuple[Parts, list[Attempt]]:
@@ -278,7 +281,7 @@ def report(found: Found, options: argparse.Namespace) -> str:
     lines = [
         f"{len(found.faults)} faults ({kinds}), {found.num_attempts} attempts in {options.rounds} runs of "
         f"{options.steps} steps of {options.step_s} s, a checkpoint every {options.save_steps} of them; seeds from "
-        f"{options.seed} on; commit {commit()}; {loads()}",
+        f"{options.seed} on; launcher: {options.launcher}; commit {commit()}; {loads()}",
         "",
         f"**goodput {found.goodput:.3f}** at a mean time between faults of {options.mtbf:g} s "
         f"(seen: {whole / count:.0f} s)",
@@ -307,6 +310,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--save-steps", type=int, default=16, help="steps between two checkpoints [16]")
     parser.add_argument("--seed", type=int, default=1, help="of the first round's faults [1]")
     parser.add_argument("--at-once", type=int, default=1, help="rounds that run side by side; they mostly wait [1]")
+    parser.add_argument("--launcher", choices=("torchrun", "direct"), default="torchrun", help="[torchrun]")
     parser.add_argument("--fault", help="these faults instead of random ones, as SFT_FAULT has them")
     options = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as temporary:

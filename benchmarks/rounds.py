@@ -122,9 +122,11 @@ def in_turn(
         for side in sides:
             path = folder / f"{number}-{side}.json"
             if not path.is_file():
-                measure(side, path)
-                record = json.loads(path.read_text(encoding="utf-8"))
-                path.write_text(json.dumps({**record, "loadavg": os.getloadavg()[0]}), encoding="utf-8")
+                unfinished = path.with_suffix(".unfinished")
+                measure(side, unfinished)
+                record = json.loads(unfinished.read_text(encoding="utf-8"))
+                unfinished.write_text(json.dumps({**record, "loadavg": os.getloadavg()[0]}), encoding="utf-8")
+                unfinished.rename(path)
                 print(f"round {number + 1}: {side} done, load average {os.getloadavg()[0]:.1f}", file=sys.stderr)
             found[side].append(json.loads(path.read_text(encoding="utf-8")))
     return found

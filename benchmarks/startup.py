@@ -5,8 +5,9 @@
 The quick start's tokenizer, 20 conversations that are encoded anew, a two-layer model of random weights, the defaults
 otherwise. The clock runs from the command until `training_log.json` holds the first step. Two processes are started by
 torchrun by hand, each of which imports for itself, and by the launcher, which forks them from one that has imported
-(docs/decisions/2026-11-21-startup.md), without its audit of the data. `floor` is a process that imports torch and the
-model's own module from transformers and does nothing else.
+(docs/decisions/2026-11-21-startup.md), without its audit of the data; with torchrun, and
+with `--launcher direct`. `floor` is a process that imports torch and the model's own module from transformers and does
+nothing else.
 Nothing may be compiled: a run that leaves anything in TORCH_EXTENSIONS_DIR ends the benchmark.
 
 With --imports N, the N dearest modules that a run with one process imports, themselves and with all that they import.
@@ -31,14 +32,17 @@ TINY = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
 SCRIPT = str(ROOT / "sft" / "train.py")
+LAUNCH = [
+    sys.executable, "-m", "launch", "run", "--executor", "local", "--nodes", "1", "--skip-audit", "--name", "run",
+]  # fmt: skip
 COMMANDS = {
     "floor": [sys.executable, "-c", "import torch, transformers.models.qwen3.modeling_qwen3"],
     "one process": [sys.executable, SCRIPT],
     "torchrun, two processes":
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT],
-    "launch, two processes":
-        [sys.executable, "-m", "launch", "run", "--executor", "local", "--nodes", "1", "--procs-per-node", "2",
-         "--cpus-per-task", "2", "--skip-audit", "--name", "run"],
+    "launch, two processes": [*LAUNCH, "--procs-per-node", "2", "--cpus-per-task", "2"],
+    "launch, two processes, no torchrun":
+        [*LAUNCH, "--procs-per-node", "2", "--cpus-per-task", "2", "--launcher", "direct"],
 }  # fmt: skip
 """What is started; the settings file follows."""
 _POLL_S = 0.002

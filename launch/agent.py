@@ -23,11 +23,11 @@ from launch import network, processes
 from launch.attempts import earlier_jobs
 from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
 from launch.devices import has_gpu
-from launch.errors import HANG, KILLED, OK, STOPPED, TERMINATED, LaunchError, reason_of
+from launch.errors import HANG, KILLED, OK, RENDEZVOUS_FAILED, STOPPED, TERMINATED, LaunchError, reason_of
 from launch.forking import start_server
+from launch.logs import TAIL_LINES, error_in, read_tail
 from launch.meeting import Meeting
 from launch.outcome import exit_line, read_outcome
-from launch.rank import TAIL_LINES, error_in, read_tail
 from launch.records import make_directory, read_json, telling_failure, write_json, write_text
 from launch.rendezvous import Allocation, Rendezvous, allocation_from
 from launch.site import make_private
@@ -59,7 +59,12 @@ def run_node(run_dir: str) -> NoReturn:
     told by the records alone: a code other than 0 would make srun end the nodes that still save.
     """
     os.umask(0o077)
-    code = Agent(Path(run_dir), allocation_from(os.environ)).run()
+    try:
+        agent = Agent(Path(run_dir), allocation_from(os.environ))
+    except LaunchError as error:
+        print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
+        sys.exit(RENDEZVOUS_FAILED)
+    code = agent.run()
     sys.exit(OK if code == STOPPED else code)
 
 
@@ -92,9 +97,8 @@ class Agent:
         self._redirect_output()
         own_code, error = OK, None
         try:
-            rendezvous = Meeting(
-                self.allocation, self.records, self.spec.executor, lambda: self.stop_signal is not None
-            ).hold()
+            executor = "hosts" if self.spec.hosts else self.spec.executor
+            rendezvous = Meeting(self.allocation, self.records, executor, lambda: self.stop_signal is not None).hold()
             own_code = self._run_launcher(rendezvous)
         except LaunchError as failure:
             own_code, error = failure.exit_code, str(failure)
@@ -163,7 +167,7 @@ class Agent:
         return self._settle(launcher.wait())
 
     def _interface_towards(self, address: str) -> str | None:
-        if self.spec.interface is not None and self.spec.resources.nodes > 1 and self.spec.executor == "slurm":
+        if self.spec.interface is not None and self.spec.resources.nodes > 1 and self.spec.is_elsewhere:
             return self.spec.interface
         return network.interface_towards(address)
 
@@ -257,7 +261,7 @@ class Agent:
         if launcher_code == OK and len(records) < self.spec.procs_per_node:
             print(f"error: {self.spec.launcher} ended well but started only {len(records)} ranks.", flush=True)
             return 1
-        return 128 - launcher_code if launcher_code < 0 else launcher_code
+        return processes.as_shell(launcher_code)
 
     @property
     def _is_stopped(self) -> bool:
@@ -292,8 +296,10 @@ class Agent:
             "ended_at": time.time(),
         }
         code = self._root_code(own_code)
+        path = self.records / f"node-{self.node}.json"
         with telling_failure():
-            write_json(self.records / f"node-{self.node}.json", record | {"code": code})
+            if not path.exists():  # else the supervisor has lost this host, and says so
+                write_json(path, record | {"code": code})
         print(f"node {self.node} ends with code {code}", flush=True)
         self._say_last_words()
         return code

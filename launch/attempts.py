@@ -1,7 +1,7 @@
 """The attempts of a run: each has a number of its own, over requeues, successors and resumed jobs, and its records.
 
 `exit/<attempt>/attempt.json` says who began it and where it started from; `end.json` how it ended and what follows;
-`stop.json` asks its ranks to save their state and to end.
+`stop.json` asks its ranks to save their state and to end. `exit/not_begun.json` says how a job ended that began none.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from launch.claims import CLAIM, latest_claim
 from launch.errors import PEER_LOST, LaunchError, LockedError
 from launch.outcome import Outcome, exit_line, read_outcome
 from launch.processes import start_ticks
-from launch.records import make_directory, read_json, write_json
+from launch.records import make_directory, read_json, telling_failure, write_json
 
+NOT_BEGUN = "not_begun.json"
+"""In `exit`: how the job of a claim ended before an attempt of it began. The batch script writes it (launch.script)."""
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -78,6 +80,7 @@ def begin(run_dir: Path, job_id: str, environ: Mapping[str, str], **facts: Any) 
         folder.mkdir(mode=0o700)
     except FileExistsError as error:
         raise LockedError(f"{folder} has just been made; another job begins in {run_dir}.") from error
+    (folder.parent / NOT_BEGUN).unlink(missing_ok=True)  # of a job that was put back into the queue by hand
     make_directory(run_dir / "logs" / str(number))
     newest = _newest(run_dir)
     record = {
@@ -96,21 +99,43 @@ def begin(run_dir: Path, job_id: str, environ: Mapping[str, str], **facts: Any) 
     return number
 
 
+def note_not_begun(run_dir: Path, environ: Mapping[str, str], code: int) -> None:
+    """Notes that a job ends with `code` before an attempt of it has begun."""
+    with telling_failure():
+        write_json(run_dir / "exit" / NOT_BEGUN, {"code": code, "claim": int(environ.get(CLAIM, 0))})
+
+
+def code_before_begin(run_dir: Path) -> int | None:
+    """The code, never 0, with which the latest submission's job ended before it began an attempt; None where it did
+    not, or not yet."""
+    path = run_dir / "exit" / NOT_BEGUN
+    record = read_json(path) if path.exists() else None
+    claim = latest_claim(run_dir)
+    is_latest = record is not None and (claim is None or claim.number == record.get("claim"))
+    return int(record.get("code") or 1) if record is not None and is_latest else None
+
+
 def check_owner(run_dir: Path) -> None:
     """Refuses a run directory that somebody else could have written to: what lies in it will be run.
+
+    A link is followed: it and what it leads to must be this user's. Its own mode says nothing.
 
     Raises:
         LaunchError: it, or its folder of pickles, belongs to another user or is writable by others.
     """
+    own = os.geteuid()
     for path in (run_dir, run_dir / "submitit", run_dir / "job.json"):
         try:
-            facts = path.lstat()
-        except FileNotFoundError:
+            link, facts = path.lstat(), path.stat()
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
-            mode = f"{facts.st_mode & 0o777:03o}"
-            rule = f"it must belong to user {os.geteuid()} and be writable by no other"
-            raise LaunchError(f"{path} belongs to user {facts.st_uid} and has mode {mode}; {rule}. Use `chmod go-w`.")
+        if {link.st_uid, facts.st_uid} != {own} or facts.st_mode & 0o022:
+            owner = link.st_uid if link.st_uid != own else facts.st_uid
+            rule = f"it must belong to user {own} and be writable by no other"
+            remedy = f"Use `chmod go-w {path}`" if owner == own else "Choose another directory"
+            raise LaunchError(
+                f"{path} belongs to user {owner} and has mode {facts.st_mode & 0o777:03o}; {rule}. {remedy}."
+            )
 
 
 def earlier_jobs(folder: Path, job_id: str) -> list[str]:
@@ -122,6 +147,12 @@ def earlier_jobs(folder: Path, job_id: str) -> list[str]:
     """
     begun = (read_json(path) or {} for path in sorted(folder.glob("*/attempt.json")))
     return sorted({str(record["job_id"]) for record in begun if "job_id" in record} - {job_id})
+
+
+def job_ids(run_dir: Path) -> set[str]:
+    """The jobs that have run attempts of a run, or are to run the next: a successor was submitted by no command."""
+    begun = [read_begin(run_dir, number) for number in numbers(run_dir)]
+    return {str(record[name]) for record in begun for name in ("job_id", "successor") if record.get(name)}
 
 
 def request_stop(run_dir: Path, attempt: int, reason: str) -> None:
@@ -197,22 +228,37 @@ def _note_dead_agents(folder: Path) -> bool:
         if (folder / f"node-{node}.json").exists() or (folder / "stop.json").exists():
             continue
         host = (read_json(path) or {}).get("host", "")
-        record = {
-            "node": node,
-            "host": host,
-            "own_code": PEER_LOST,
-            "code": PEER_LOST,
-            "reason": "agent_died",
-            "stopped": False,
-            "signal": None,
-            "error": f"the agent of node {node} ({host}) died, and its ranks with it",
-            "tail": [],
-            "ended_at": time.time(),
-        }
-        write_json(folder / f"node-{node}.json", record)
-        print(f"error: {record['error']}", flush=True)
+        error = f"the agent of node {node} ({host}) died, and its ranks with it"
+        note_lost_node(folder, node, host, PEER_LOST, error, reason="agent_died")
         found = True
     return found
+
+
+def note_lost_node(folder: Path, node: int, host: str, code: int, error: str, *, reason: str) -> None:
+    """Writes and prints how a node ended whose agent could not say so itself.
+
+    Args:
+        folder: `exit/<attempt>`.
+        node: its number.
+        host: its name.
+        code: its exit code.
+        error: in words.
+        reason: in one word.
+    """
+    record = {
+        "node": node,
+        "host": host,
+        "own_code": code,
+        "code": code,
+        "reason": reason,
+        "stopped": False,
+        "signal": None,
+        "error": error,
+        "tail": [],
+        "ended_at": time.time(),
+    }
+    write_json(folder / f"node-{node}.json", record)
+    print(f"error: {error}", flush=True)
 
 
 def _with_launcher_code(last: Attempt, launcher_code: int, is_terminated: bool) -> Attempt:

@@ -65,7 +65,7 @@ def begin(run_dir: Path, environ: Mapping[str, str]) -> int:
         _look_back(run_dir, previous, job, job_id)
     restart = int(environ.get("SLURM_RESTART_COUNT") or 0)
     number = attempts.begin(run_dir, job_id, environ, restart=restart)
-    _note_job(run_dir, job_id)
+    _note_job(run_dir, jobs.own_id(environ))
     if job.get("chain") == "singleton":
         _queue_successor(run_dir, number, environ)
     notify(run_dir, job, "began", attempt=number)
@@ -117,7 +117,7 @@ def _queue_successor(run_dir: Path, number: int, environ: Mapping[str, str]) -> 
 
 def end(run_dir: Path, launcher_code: int, told: Sequence[str], environ: Mapping[str, str]) -> int:
     """Decides what follows the attempt that has just ended, and sees to it; the job's exit code."""
-    job, job_id = _job(run_dir), environ["SLURM_JOB_ID"]
+    job, job_id = _job(run_dir), jobs.own_id(environ)
     number = int(environ["CLEANSFT_ATTEMPT"])
     begun = attempts.read_begin(run_dir, number)
     left_to_slurm, is_known = False, True

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from launch import checks, input_checks, request_checks
+from launch import checks, cluster, host_checks, input_checks, request_checks
 from launch import submit as effects
 from launch.checks import Check
 from launch.spec import JobSpec
@@ -17,7 +17,7 @@ def checked(
 ) -> list[Check]:
     """All checks, after their table is printed on stderr; none of them is an error.
 
-    Slurm is asked, and the memory estimated, while the script looks at its settings and data.
+    Slurm or the hosts are asked, and the memory estimated, while the script looks at its settings and data.
 
     Args:
         spec: the job.
@@ -30,11 +30,13 @@ def checked(
         ScriptRefusedError: the script refuses its settings or its data, in its own words.
         ChecksFailedError: one of the other checks has failed.
     """
+    colours = checks.takes_colours(sys.stderr, environ)
     if checks.worst(known) == "error":
-        print(checks.table(known, colours=sys.stderr.isatty()), file=sys.stderr, end="", flush=True)
+        print(checks.table(known, colours=colours), file=sys.stderr, end="", flush=True)
         raise checks.ChecksFailedError(known, "Nothing was submitted.")
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         slurm = pool.submit(request_checks.of_slurm, spec, script, environ) if spec.executor == "slurm" else None
+        reached = pool.submit(host_checks.of_hosts, spec, cluster.without_outer_job(environ)) if spec.hosts else None
         memory = pool.submit(input_checks.memory, spec, environ)
         effects.check_script(spec, environ)
         found = input_checks.of_disks(spec)
@@ -44,8 +46,15 @@ def checked(
                 said = effects.audit_data(spec, environ)
             except effects.ScriptRefusedError as error:
                 refusal = error
-    found = [*known, *_result(slurm), *found, *audit(said, refusal is not None), *filter(None, [memory.result()])]
-    print(checks.table(found, colours=sys.stderr.isatty()), file=sys.stderr, end="", flush=True)
+    found = [
+        *known,
+        *_result(slurm),
+        *_result(reached),
+        *found,
+        *audit(said, refusal is not None),
+        *filter(None, [memory.result()]),
+    ]
+    print(checks.table(found, colours=colours), file=sys.stderr, end="", flush=True)
     if refusal is not None:
         raise refusal
     if said.count("\n"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from launch.errors import LaunchError
 
@@ -32,8 +32,13 @@ class ChecksFailedError(LaunchError):
     def __init__(self, checks: Sequence[Check], what: str) -> None:
         wrong = [check for check in checks if check.verdict == "error"]
         names = ", ".join(check.name for check in wrong)
-        super().__init__(f"{_count(len(wrong), 'check')} failed: {names}. {what}")
+        super().__init__(f"{counted(len(wrong), 'check')} failed: {names}. {what}")
         self.facts = {"checks": facts(checks)}
+
+
+def takes_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether what is written there may be coloured: a terminal, and nobody has said otherwise (no-color.org)."""
+    return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
 def worst(checks: Iterable[Check]) -> Verdict:
@@ -60,9 +65,10 @@ def table(checks: Sequence[Check], *, colours: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 node`, `2 nodes`."""
     return f"{number} {_plural(number, noun)}"
 
 
 def _plural(number: int, noun: str) -> str:
-    return noun if number == 1 else f"{noun}s"
+    return noun if number == 1 else f"{noun}{'es' if noun.endswith('s') else 's'}"

@@ -22,11 +22,13 @@ from strict_settings import Problem, with_suggestion
 
 SBATCH_TIMEOUT_S = 60
 _TIMEOUT = ("timeout", "--kill-after=5", str(SBATCH_TIMEOUT_S))
+MAX_SHOWN = 8
 _IN_DOUBT = r"tim(ed|e) ?out|communicat|contact|connect|socket|zero bytes"
 """In what sbatch says where the controller may have taken the job all the same."""
 _LEAKING_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI", "TORCHELASTIC_", "CLEANSFT_")
 _LEAKING = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER"}
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SBATCH_RESERVATION", "SBATCH_WCKEY"}
+"""Where Slurm is, and a user's own defaults of which no setting speaks; for others see `profiles.sbatch_defaults`."""
 
 
 class InDoubtError(LaunchError):
@@ -88,12 +90,13 @@ class Partition:
 
 def read_partitions() -> dict[str, Partition]:
     """Name → partition, from sinfo."""
-    result = jobs.command("sinfo", "-h", "-o", "%R|%P|%D|%G|%c|%l")
+    result = jobs.command("sinfo", "-h", "-e", "-o", "%R|%P|%D|%G|%c|%l")
     return parse_partitions(result.stdout) if result.returncode == 0 else {}
 
 
 def parse_partitions(text: str) -> dict[str, Partition]:
-    """Partitions from `sinfo -h -o '%R|%P|%D|%G|%c|%l'`, which has a line for each kind of node."""
+    """Partitions from `sinfo -h -e -o '%R|%P|%D|%G|%c|%l'`, which has a line for each kind of node. Without `-e` unlike
+    nodes share a line, with the fewest CPUs that one of them has."""
     partitions: dict[str, Partition] = {}
     for line in text.splitlines():
         name, title, nodes, gres, cpus, limit = line.strip().split("|")
@@ -126,19 +129,25 @@ def _configured_number(name: str) -> int | None:
 
 
 def request_problems(spec: JobSpec, partitions: Mapping[str, Partition]) -> Iterator[Problem]:
-    """What the job asks for and its partition can't give: Slurm would refuse it, or let it wait for ever."""
-    resources = spec.resources
-    default = next((partition.name for partition in partitions.values() if partition.is_default), None)
-    name = resources.partition or default
-    if not partitions or name is None:
+    """What the job asks for and its partition can't give: Slurm would refuse it, or let it wait for ever. Of several
+    partitions (`a,b`), one that can give it is enough."""
+    default = [partition.name for partition in partitions.values() if partition.is_default][:1]
+    names = [name for name in spec.resources.partition.split(",") if name] if spec.resources.partition else default
+    if not partitions or not names:
         return
-    partition = partitions.get(name)
-    if partition is None:
+    unknown = [name for name in names if name not in partitions]
+    for name in unknown:
         remedy = f"Known: {', '.join(sorted(partitions))}. {with_suggestion(name, partitions)}"
         remedy = remedy if "Did you mean" in remedy else f"Known: {', '.join(sorted(partitions))}."
         yield Problem("partition", name, "be a partition of this cluster", remedy)
-        return
-    here = f"partition {name!r}"
+    if not unknown:
+        found = [list(_problems_in(partitions[name], spec, partitions)) for name in names]
+        if all(found):
+            yield from (problem for problems in found for problem in problems)
+
+
+def _problems_in(partition: Partition, spec: JobSpec, partitions: Mapping[str, Partition]) -> Iterator[Problem]:
+    resources, here = spec.resources, f"partition {partition.name!r}"
     if resources.nodes > partition.num_nodes:
         yield Problem("nodes", resources.nodes, f"be at most {partition.num_nodes}, the nodes of {here}")
     if resources.gpus_per_node > partition.num_gpus:
@@ -153,6 +162,20 @@ def request_problems(spec: JobSpec, partitions: Mapping[str, Partition]) -> Iter
     limit = partition.max_time_min
     if limit is not None and resources.time_min is not None and resources.time_min > limit:
         yield Problem("time_min", resources.time_min, f"be at most {limit}, the limit of {here}")
+
+
+def exclude_problems(spec: JobSpec) -> Iterator[Problem]:
+    """Nodes to avoid that this cluster does not have: sbatch would refuse the whole list."""
+    given = spec.resources.exclude
+    if given is None or "/" in given:  # a file of names
+        return
+    try:
+        said = jobs.command("scontrol", "show", "node", given, "--oneliner").stdout
+    except LaunchError:
+        return
+    if unknown := re.findall(r"^Node (\S+) not found", said, re.MULTILINE):
+        shown = ", ".join(unknown[:MAX_SHOWN]) + (", …" if len(unknown) > MAX_SHOWN else "")
+        yield Problem("exclude", given, "name nodes of this cluster", f"Unknown: {shown}.")
 
 
 # --- one job
@@ -258,6 +281,16 @@ def _adopt_pickle(folder: Path, job_id: str) -> None:
     unnamed = [path for path in folder.glob("*.pkl") if not path.stem.endswith(("_submitted", "_result"))]
     if unnamed and not expected.exists():
         max(unnamed, key=lambda path: path.stat().st_mtime).rename(expected)
+
+
+def find_array(token: str) -> str | None:
+    """The array of a sweep whose submission ended in the middle; None where there is none.
+
+    Raises:
+        LaunchError: the queue can't be asked.
+    """
+    job_id = jobs.find(token)
+    return None if job_id is None else job_id.partition("_")[0]
 
 
 def adopt(spec_run_dir: str, claim: Claim) -> str | None:

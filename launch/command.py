@@ -10,6 +10,7 @@ from launch.site import cache_environment
 from launch.spec import ROOT, JobSpec
 
 RANK_WRAPPER = ROOT / "launch" / "rank.py"
+DIRECT = ROOT / "launch" / "direct.py"
 VISIBLE_DEVICES = "CLEANSFT_CUDA_VISIBLE_DEVICES"
 """Carries CUDA_VISIBLE_DEVICES past DeepSpeed's launcher, which numbers it anew from 0: `=4,5`, or empty for unset."""
 
@@ -47,6 +48,8 @@ def launcher_argv(spec: JobSpec, rendezvous: Rendezvous, logs: str) -> list[str]
     if spec.launcher == "deepspeed":
         hostfile = hostfile_path(logs, rendezvous.node_rank)
         return [*deepspeed_words(spec.python, hostfile, rendezvous), str(RANK_WRAPPER)]
+    if spec.launcher == "direct":
+        return [*direct_words(spec, rendezvous), str(RANK_WRAPPER)]
     words = torchrun_words(spec.python, spec.resources.nodes, spec.procs_per_node, rendezvous)
     return [*words, f"--log-dir={logs}/torchrun", str(RANK_WRAPPER)]
 
@@ -63,6 +66,18 @@ def torchrun_words(python: str, nodes: int | str, procs_per_node: int | str, ren
         f"--master-addr={rendezvous.address}",
         f"--master-port={rendezvous.port}",
         "--max-restarts=0",
+    ]  # fmt: skip
+
+
+def direct_words(spec: JobSpec, rendezvous: Rendezvous) -> list[str]:
+    """Our own start of a node's ranks (`launch.direct`), up to their script."""
+    return [
+        spec.python, "-u", str(DIRECT),
+        f"--nnodes={spec.resources.nodes}",
+        f"--node-rank={rendezvous.node_rank}",
+        f"--nproc-per-node={spec.procs_per_node}",
+        f"--master-addr={rendezvous.address}",
+        f"--master-port={rendezvous.port}",
     ]  # fmt: skip
 
 
@@ -103,7 +118,7 @@ def node_environment(spec: JobSpec, rendezvous: Rendezvous, attempt: str, facts:
     if spec.launcher == "deepspeed":
         devices = spec.env.get("CUDA_VISIBLE_DEVICES", facts.visible_devices)
         environment[VISIBLE_DEVICES] = "" if devices is None else f"={devices}"
-    else:
+    elif spec.launcher == "torchrun":
         # Where Slurm tells torchrun too to stop, it would end ranks that still save after 30 s; the agent is sooner.
         environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = f"{spec.stop_grace_s + 10:.0f}"
     environment |= {

@@ -13,12 +13,20 @@ from launch.options import VERBS
 PROGRAM = "python -m launch"
 
 
+class UsageError(SystemExit):
+    """Words that make no sense, which has been said on stderr."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(REFUSED)
+        self.message = message
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, in the form of all our errors."""
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}\n`{self.prog} --help` tells what can be given.", file=sys.stderr)
-        sys.exit(REFUSED)
+        raise UsageError(message)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -26,7 +34,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     Raises:
         LaunchError: there is a `--` where nothing may follow it.
-        SystemExit: help was asked for (0), or the words make no sense (2), which has been said.
+        UsageError: the words make no sense (2), which has been said.
+        SystemExit: help was asked for (0).
     """
     # Split here and not by argparse: whatever stands after `--` belongs to the script.
     own, dashes, script_args = _split(list(words))

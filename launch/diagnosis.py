@@ -66,11 +66,13 @@ def _sound(answers: Answers) -> dict[int, dict[str, Any]]:
 
 
 def _silent(answers: Answers) -> Iterator[Finding]:
-    said = "; ".join([line for line in answers.said if line.strip()][-3:])
     for node in range(len(answers.hosts)):
         if node not in answers.began:
-            remedy = "Is it up (`sinfo -R`), is its network, do Python and the run directory's disk answer there?"
-            yield Finding((node,), "does not answer", "error", remedy + (f" srun says: {said}" if said else ""))
+            asked = f"`ssh {answers.hosts[node]} true`" if answers.is_by_ssh else "`sinfo -R`"
+            remedy = f"Is it up ({asked}), is its network, do Python and the run directory's disk answer there?"
+            said = "; ".join([line.strip() for line in answers.said_by.get(node, answers.said) if line.strip()][-3:])
+            by = "ssh" if answers.is_by_ssh else "srun"
+            yield Finding((node,), "does not answer", "error", remedy + (f" {by} says: {said}" if said else ""))
         elif "error" in answers.facts.get(node, {}):
             remedy = "Is a disk slow there, or its network cut?"
             yield Finding((node,), f"began and gave {answers.facts[node]['error']}", "error", remedy)
@@ -163,7 +165,8 @@ def _gpus(answers: Answers) -> Iterator[Finding]:
             yield from _gpu(node, index, gpu)
         if facts["locked_memory_limited"]:
             what = "has InfiniBand, but locked memory is limited"
-            yield Finding((node,), what, "warning", "Set `ulimit -l unlimited` for Slurm's daemon there.")
+            daemon = "the ssh" if answers.is_by_ssh else "Slurm's"
+            yield Finding((node,), what, "warning", f"Set `ulimit -l unlimited` for {daemon} daemon there.")
     yield from _minority(answers, {node: str(len(facts["gpus"])) for node, facts in sound.items()}, "GPUs:", "error")
     drivers = {node: facts["gpus"][0].get("driver", "none") for node, facts in sound.items() if facts["gpus"]}
     yield from _minority(answers, drivers, "the NVIDIA driver", "warning")

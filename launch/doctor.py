@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import diagnosis, node_report
+from launch import diagnosis, host_checks, node_probe, node_report, script
+from launch.devices import VISIBLE, node_devices
 from launch.errors import EXAMINATION_FAILED, OK
 from launch.examination import Answers, examine
 from launch.node_group import NodeGroup
@@ -34,23 +35,18 @@ def srun_words(python: Sequence[str], num_nodes: int, cpus_per_task: int) -> lis
 
 
 def salloc_words(spec: JobSpec, inner: Sequence[str]) -> list[str]:
-    """The allocation in which nodes are examined, and what runs in it. Pure."""
-    resources = spec.resources
-    options = {
-        "job-name": "doctor",
-        "nodes": resources.nodes,
-        "ntasks-per-node": 1,
-        "cpus-per-task": spec.cpus_per_task,
-        "gpus-per-node": resources.gpus_per_node or None,
-        "mem": f"{resources.mem_gb}G" if resources.mem_gb else None,
-        "time": min(resources.time_min or JOB_MIN, JOB_MIN),
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "exclude": resources.exclude,
-    }
-    return ["salloc", *(f"--{name}={value}" for name, value in options.items() if value is not None), *inner]
+    """The allocation in which nodes are examined, and what runs in it, behind the job's modules and setup. Pure."""
+    time_min = min(spec.resources.time_min or JOB_MIN, JOB_MIN)
+    options = {"job-name": "doctor", **script.resource_options(spec), "time": time_min}
+    words = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return ["salloc", *words, *script.prepared_words(spec, inner)]
+
+
+def probe_variables(spec: JobSpec) -> dict[str, str]:
+    """What lets probes measure what the job's ranks would: their variables, and the interface that they would use. Not
+    among the words of a command, which everybody sees. Pure."""
+    interface = spec.interface if spec.resources.nodes > 1 and spec.is_elsewhere else None
+    return {node_probe.SETTINGS: json.dumps({"env": dict(spec.env), "interface": interface})}
 
 
 def on_slurm(
@@ -67,7 +63,7 @@ def on_slurm(
         python: the words that run it on a node, in the job's container where there is one.
         folder: on the disk that the nodes should share.
         cpus_per_task: CPUs of the probe on each node.
-        environ: of this process, in the allocation.
+        environ: of this process, in the allocation, with `probe_variables`.
         ports: that must be free.
         tell: is given a line before each part.
     """
@@ -82,18 +78,25 @@ def on_slurm(
         group.close()
 
 
-def here(
-    python: str, folder: Path, num_nodes: int, cpus: int, environ: Mapping[str, str], ports: Sequence[int], tell: Tell
-) -> Answers:
-    """Examines this machine as so many nodes."""
-    base = {**environ, "PYTHONPATH": python_path(environ), "SLURM_CPUS_PER_TASK": str(cpus)}
-    argv = [python, "-u", "-m", "launch.node_probe"]
-    group = NodeGroup([(argv, {**base, "SLURM_NODEID": str(node)}) for node in range(num_nodes)], num_nodes)
+def here(spec: JobSpec, folder: Path, environ: Mapping[str, str], ports: Sequence[int], tell: Tell) -> Answers:
+    """Examines this machine as the nodes of a job."""
+    num_nodes = spec.resources.nodes
+    base = {**environ, "PYTHONPATH": python_path(environ), "SLURM_CPUS_PER_TASK": str(spec.cpus_per_task)}
+    base |= probe_variables(spec)
+    argv = script.prepared_words(spec, [spec.python, "-u", "-m", "launch.node_probe"])
+    devices = [node_devices(spec, node, environ.get(VISIBLE)) for node in range(num_nodes)]
+    own = [{"SLURM_NODEID": str(node), **seen} for node, seen in enumerate(devices)]
+    group = NodeGroup([(argv, base | variables) for variables in own], num_nodes)
     hosts = [f"{socket.gethostname()}.{node}" if num_nodes > 1 else socket.gethostname() for node in range(num_nodes)]
     try:
         return examine(group, hosts, folder, f"doctor-{os.getpid()}.0", ports=ports, is_local=True, tell=tell)
     finally:
         group.close()
+
+
+def on_hosts(spec: JobSpec, folder: Path, environ: Mapping[str, str], ports: Sequence[int], tell: Tell) -> Answers:
+    """Examines a job's hosts by ssh."""
+    return host_checks.asked(spec, folder, {**environ, **probe_variables(spec)}, ports=ports, measures=True, tell=tell)
 
 
 def concluded(answers: Answers, *, is_json: bool, checks: Sequence[Mapping[str, Any]] = ()) -> int:
@@ -107,9 +110,15 @@ def concluded(answers: Answers, *, is_json: bool, checks: Sequence[Mapping[str, 
     else:
         print(node_report.report_text(answers, findings), end="")
         if wrong := diagnosis.wrong_nodes(findings):
-            names = ",".join(answers.hosts[node] for node in wrong)
-            print(f"\nDo without them: --exclude {names}. Report them to whoever runs the cluster.")
+            print(f"\nDo without them: {_without(wrong, answers)}")
     return EXAMINATION_FAILED if any(finding.verdict == "error" for finding in findings) else OK
+
+
+def _without(wrong: Sequence[int], answers: Answers) -> str:
+    if answers.is_by_ssh:
+        others = [host for node, host in enumerate(answers.hosts) if node not in wrong]
+        return f"--hosts {','.join(others)}." if others else "no host is left."
+    return f"--exclude {','.join(answers.hosts[node] for node in wrong)}. Report them to whoever runs the cluster."
 
 
 def shared_folder(runs_dir: Path) -> Path:

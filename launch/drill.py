@@ -25,7 +25,7 @@ from launch import attempts, options, runs
 from launch.errors import HANG, OK, PEER_LOST, STOPPED, LaunchError
 from launch.records import write_json
 from launch.settings import LaunchSettings
-from launch.spec import DEFAULT_SCRIPT, JobSpec, python_path
+from launch.spec import JobSpec, python_path
 
 MIN_STEPS = 3
 RECORDS_S = 10.0
@@ -156,7 +156,8 @@ def settings_of(arguments: argparse.Namespace, run: runs.Run) -> Iterator[argpar
     if job.config is not None and not Path(job.config).is_file():
         raise LaunchError(f"{run.name} was submitted with {job.config}; it must be there for a drill. Use --config.")
     fields = {**dataclasses.asdict(job), **dataclasses.asdict(job.resources), "runs_dir": str(Path(job.run_dir).parent)}
-    if job.script == str(DEFAULT_SCRIPT):
+    fields["hosts"] = ",".join(job.hosts) or None
+    if job.is_our_trainer:
         del fields["script"]
     settings = argparse.Namespace(**vars(arguments))
     for option, _, _ in options.OPTIONS:

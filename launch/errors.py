@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 OK = 0
-DRILL_FAILED = EXAMINATION_FAILED = 1
+DRILL_FAILED = EXAMINATION_FAILED = STILL_RUNS = 1
 REFUSED = 2
 STOPPED = 10
 PEER_LOST = 11
@@ -20,11 +20,12 @@ TERMINATED = 143
 EXIT_CODES = {
     OK: "done",
     DRILL_FAILED: "the run is lost: its processes are gone and left no record; of `drill`: a row has failed; of "
-    "`doctor`: a node is wrong",
+    "`doctor`: a node is wrong; of `cancel`: it still runs",
     REFUSED: "the request is refused, nothing was submitted (also: a RUN that does not exist)",
     STOPPED: "stopped before its end (signal, time limit, preemption), with its state saved; `launch resume` goes on",
     PEER_LOST: "a rank died by a signal or left before the end, or its node is gone",
     HANG: "a rank did not move within its limit; the watchdog ended the job",
+    STORAGE: "no room, or no right to write, where records are kept; of the training script: in its output directory",
     LOCKED: "the run directory belongs to another job, which still waits or runs",
     RENDEZVOUS_FAILED: "a node did not start or did not learn the address of node 0, or that found no address or port",
     OUT_OF_MEMORY: "a rank was killed by the kernel as the memory of its cgroup was used up",
@@ -41,7 +42,7 @@ REASONS = {
     STOPPED: "stopped",
     PEER_LOST: "peer_lost",
     HANG: "hang",
-    13: "storage",
+    STORAGE: "storage",
     14: "no_checkpoint",
     15: "non_finite",
     16: "fenced",
@@ -54,9 +55,9 @@ REASONS = {
 """Exit code → the word for it in records and in the last line; `error` for any other."""
 
 
-def reason_of(code: int) -> str:
-    """The word for an exit code."""
-    return REASONS.get(code, "error")
+def reason_of(code: int, *, is_ours: bool = True) -> str:
+    """The word for an exit code; the codes of other scripts than ours mean what they want, but for signals and 0."""
+    return REASONS.get(code, "error") if is_ours or code > 128 or code == OK else "error"
 
 
 class LaunchError(Exception):

@@ -44,8 +44,11 @@ class Answers:
     nonce: str = ""
     wanted_ports: tuple[int, ...] = ()
     is_local: bool = False
+    is_by_ssh: bool = False
     said: list[str] = field(default_factory=list)
     """What srun said beside the answers."""
+    said_by: dict[int, list[str]] = field(default_factory=dict)
+    """The same of each node that has an ssh of its own."""
 
 
 def examine(
@@ -56,6 +59,8 @@ def examine(
     *,
     ports: Sequence[int] = (),
     is_local: bool = False,
+    is_by_ssh: bool = False,
+    measures: bool = True,
     tell: Callable[[str], None] = lambda _text: None,
 ) -> Answers:
     """Asks the nodes of a group all there is to know.
@@ -67,18 +72,22 @@ def examine(
         rendezvous_id: whose ports are tried on each node.
         ports: others to be tried.
         is_local: all nodes are agents on this machine.
+        is_by_ssh: each node has an ssh of its own.
+        measures: False leaves out what needs torch, and some ten seconds.
         tell: is given a line before each part.
     """
-    answers = Answers(list(hosts), wanted_ports=tuple(ports), is_local=is_local)
+    answers = Answers(list(hosts), wanted_ports=tuple(ports), is_local=is_local, is_by_ssh=is_by_ssh)
     tell(f"waiting for {len(hosts)} nodes")
     answers.began = group.hello(HELLO_TIMEOUT_S)
     nodes = sorted(answers.began)
     if nodes:
         tell("clocks, names, versions, ports, GPUs")
         answers.skew_s = _skews(group, nodes)
-        _ask_facts(group, nodes, folder, rendezvous_id, answers)
-        _measure(group, answers, tell)
+        _ask_facts(group, nodes, folder, rendezvous_id, answers, measures=measures)
+        if measures:
+            _measure(group, answers, tell)
     answers.said = list(group.said)
+    answers.said_by = {node: group.said_by(node) for node in range(len(hosts))} if is_by_ssh else {}
     return answers
 
 
@@ -95,7 +104,9 @@ def _skews(group: NodeGroup, nodes: Sequence[int]) -> dict[int, tuple[float, flo
     return best
 
 
-def _ask_facts(group: NodeGroup, nodes: Sequence[int], folder: Path, rendezvous_id: str, answers: Answers) -> None:
+def _ask_facts(
+    group: NodeGroup, nodes: Sequence[int], folder: Path, rendezvous_id: str, answers: Answers, *, measures: bool
+) -> None:
     answers.nonce = secrets.token_hex(8)
     path = folder / "nonce"
     path.write_text(answers.nonce, encoding="ascii")
@@ -104,6 +115,7 @@ def _ask_facts(group: NodeGroup, nodes: Sequence[int], folder: Path, rendezvous_
         "nonce": str(path),
         "rendezvous_id": rendezvous_id,
         "ports": list(answers.wanted_ports),
+        "loads_torch": measures,
     }
     answers.facts = group.ask("facts", dict.fromkeys(nodes, request), FACTS_TIMEOUT_S)
     path.unlink()

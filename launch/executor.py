@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from launch import attempts, jobs, processes, runs
@@ -48,22 +48,69 @@ def _supervisor_lives(submission: Mapping[str, Any]) -> bool:
 
 
 def cancel(run: Run) -> None:
-    """Asks the executor to stop the job, and notes that it was asked."""
-    submission = run.submission
+    """Asks the executor to stop the job, and notes that it was asked.
+
+    Raises:
+        LaunchError: it can't be asked, or refuses.
+    """
+    if refused := cancel_all([run]):
+        raise LaunchError(refused[run])
+
+
+def cancel_all(found: Sequence[Run]) -> dict[Run, str]:
+    """Asks the executors to stop jobs, in this order and with one scancel for all, and notes that they were asked.
+    Runs that go on → why; one that is refused keeps no other from being stopped."""
+    refused: dict[Run, str] = {}
+    on_slurm: dict[Run, list[str]] = {}
+    here: list[int] = []
+    for run in found:
+        submission = run.submission
+        if problem := _obstacle(run, submission):
+            refused[run] = problem
+            continue
+        runs.note_cancelled(run.path, "launch cancel")
+        if submission["executor"] == "slurm":
+            successor = attempts.read_begin(run.path, run.current_attempt).get("successor")
+            on_slurm[run] = list(dict.fromkeys(filter(None, (run.job_id, successor))))
+        elif _supervisor_lives(submission) and not submission.get("waits"):
+            here.append(submission["pid"])
+    processes.send(here, signal.SIGTERM)
+    for run, problem in _cancel_jobs(on_slurm).items():
+        (run.path / "cancelled.json").unlink(missing_ok=True)  # it goes on
+        refused[run] = problem
+    return refused
+
+
+def _obstacle(run: Run, submission: Mapping[str, Any]) -> str:
     if not submission:
-        raise LaunchError(f"{run.path} has no submission.json; there is nothing to cancel.")
+        return f"{run.path} has no submission.json; there is nothing to cancel."
     if submission["executor"] == "local" and submission["host"] != socket.gethostname():
-        raise LaunchError(f"the run is local to {submission['host']}; cancel it there.")
-    runs.note_cancelled(run.path, "launch cancel")
-    if submission["executor"] == "slurm":
-        successor = attempts.read_begin(run.path, run.current_attempt).get("successor")
+        return f"the run is local to {submission['host']}; cancel it there."
+    return ""
+
+
+def _cancel_jobs(ids: Mapping[Run, Sequence[str]]) -> dict[Run, str]:
+    """Ends Slurm's jobs; the runs whose jobs it refuses to end, with its words."""
+    if not ids:
+        return {}
+    try:
+        jobs.cancel(*(job_id for own in ids.values() for job_id in own))
+    except jobs.RefusedError as error:
+        # Which of them, its words may not say: each is asked for by itself.
+        return {run: str(error) for run in ids} if len(ids) == 1 else _cancel_each(ids)
+    except LaunchError as error:
+        return {run: str(error) for run in ids}
+    return {}
+
+
+def _cancel_each(ids: Mapping[Run, Sequence[str]]) -> dict[Run, str]:
+    refused: dict[Run, str] = {}
+    for run, own in ids.items():
         try:
-            jobs.cancel(*dict.fromkeys(filter(None, (run.job_id, successor))))
-        except LaunchError:
-            (run.path / "cancelled.json").unlink(missing_ok=True)  # it goes on
-            raise
-    elif _supervisor_lives(submission) and not submission.get("waits"):
-        processes.send([submission["pid"]], signal.SIGTERM)
+            jobs.cancel(*own)
+        except LaunchError as error:
+            refused[run] = str(error)
+    return refused
 
 
 class ViewOfMany:

@@ -27,8 +27,9 @@ def following(spec: JobSpec, before: Run, status: Status) -> tuple[JobSpec, str 
     if before.job.get("executor") != spec.executor:
         where = f"{before.job.get('executor')}, this one on {spec.executor}"
         raise LaunchError(f"--after is {before.name}, which runs on {where}; both must be the same.")
+    spec = replace(spec, after=tuple(dict.fromkeys((*spec.after, str(before.path)))))
     if spec.executor == "local":
-        return replace(spec, after=(*spec.after, str(before.path))), None
+        return spec, None
     if before.job.get("chain") == "singleton":
         raise LaunchError(f"--after is {before.name}, with chain singleton; it must be one job. Use chain requeue.")
     return spec, f"afterok:{before.job_id}"

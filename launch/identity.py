@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from launch import runs
+from launch import manifest, runs
 from launch.checks import Check
 from launch.records import read_json
 from launch.runs import COMPLETED, Run, Snapshot, Status
@@ -53,3 +54,20 @@ def check(found: tuple[Run, Status] | None, *, is_named: bool) -> list[Check]:
         return [Check("identity", value, "warning", "It is submitted once more. `--attach` would not.")]
     remedy = f"`--attach` follows that one; `--name NAME` submits it once more; `launch status {run.name}` shows it."
     return [Check("identity", value, "error", remedy)]
+
+
+def changes(run: Run, made_of: Mapping[str, Any]) -> list[Check]:
+    """The row of a run that is submitted once more: what is not as it was the first time; none where nobody knows.
+
+    Args:
+        run: the earlier run.
+        made_of: the manifest of the new one.
+    """
+    before = read_json(run.path / "manifest.json")
+    if before is None:
+        return []
+    found = manifest.differences(before, made_of)
+    if not found:
+        return [Check("changes", f"none: code, settings, data and packages are those of {run.name}")]
+    remedy = f"The result may differ from that of {run.name}."
+    return [Check("changes", f"since {run.name}: {', '.join(found)}", "warning", remedy)]

@@ -42,7 +42,7 @@ def run_directory(spec: JobSpec) -> Check:
 
 
 def _shared(spec: JobSpec, found: disks.Mount | None, setting: str) -> tuple[Verdict, str]:
-    if found is None or found.is_shared is not False or spec.executor == "local":
+    if found is None or found.is_shared is not False or not spec.is_elsewhere:
         return "ok", ""
     return "warning", f"{found.kind} is a disk of one machine: do the nodes see it? If not, choose another {setting}."
 
@@ -143,12 +143,12 @@ class Settings:
 
 def memory(spec: JobSpec, environ: Mapping[str, str]) -> Check | None:
     """What `sft estimate` says of the run on its GPUs, in some seconds; None without GPUs, or with another script."""
-    if Path(spec.script) != DEFAULT_SCRIPT or not spec.resources.gpus_per_node or spec.config is None:
+    if not spec.is_our_trainer or not spec.resources.gpus_per_node or spec.config is None:
         return None
-    found = limits.read_limits(spec.resources.partition) if spec.executor == "slurm" else None
-    gib = gpu_gib(found.gpu_kinds if found is not None else ())
+    found = limits.read_limits(spec.resources.partition) if spec.executor == "slurm" else []
+    gib = gpu_gib([kind for each in found for kind in each.gpu_kinds] if all(each.gpu_kinds for each in found) else ())
     words = without_options(spec.script_args, ("config",))
-    command = [spec.python, str(DEFAULT_SCRIPT.with_name("__main__.py")), "estimate", spec.config, "--json"]
+    command = [spec.host_python, str(DEFAULT_SCRIPT.with_name("__main__.py")), "estimate", spec.config, "--json"]
     command += [f"--nodes={spec.resources.nodes}", f"--procs-per-node={spec.procs_per_node}", "--device=cuda"]
     command += [f"--memory-gib={gib or 80}", *words]
     environment = {**cluster.without_outer_job(environ), "PYTHONPATH": python_path(environ)}
@@ -159,9 +159,17 @@ def memory(spec: JobSpec, environ: Mapping[str, str]) -> Check | None:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Check("memory per GPU", f"no estimate after {ESTIMATE_TIMEOUT_S:g} s")
+    except OSError as error:
+        remedy = f"{spec.host_python} does not start: {error.strerror}."
+        return Check("memory per GPU", "no estimate", "warning", remedy)
     if done.returncode:
         return Check("memory per GPU", "no estimate", "warning", jobs.last_line(done.stderr))
-    return of_estimate(json.loads(done.stdout), gib)
+    try:
+        estimate = json.loads(done.stdout)
+    except ValueError:
+        said = jobs.last_line(done.stdout + done.stderr)
+        return Check("memory per GPU", "no estimate", "warning", f"{spec.host_python} says: {said}")
+    return of_estimate(estimate, gib)
 
 
 def gpu_gib(kinds: Sequence[str]) -> int | None:

@@ -11,8 +11,15 @@ from launch.errors import LaunchError
 from launch.runs import View
 
 COMMAND_TIMEOUT_S = 15.0
-_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
-_RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"}
+# squeue(1), JOB STATE CODES. A word that is in none of them is no end: a second job would come beside the first.
+_WAITING = {
+    "PENDING", "CONFIGURING", "POWER_UP_NODE", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+}  # fmt: skip
+_RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED", "RESIZING"}
+_ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,17 @@ class JobFacts:
     """How often it was requeued; counted already while it is being ended for that."""
 
 
+def own_id(environ: Mapping[str, str]) -> str:
+    """The id by which Slurm knows the job of this environment and no other: of an array's task `7_3`, as the number of
+    one of the tasks is that of the whole array. Pure."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environ["SLURM_JOB_ID"]
+
+
 def command(
     *argv: str, stdin: str | None = None, environ: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs one of Slurm's commands.
+    """Runs one of Slurm's commands. What it says need not be UTF-8: names and comments are anybody's.
 
     Args:
         argv: its words.
@@ -40,13 +54,20 @@ def command(
         LaunchError: it is not there, or does not answer in time.
     """
     try:
-        return subprocess.run(
-            argv, input=stdin, env=environ, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+        done = subprocess.run(
+            argv,
+            input=None if stdin is None else stdin.encode(errors="surrogateescape"),
+            env=environ,
+            capture_output=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
         )
     except FileNotFoundError as error:
         raise LaunchError(f"{argv[0]} is not on PATH") from error
     except subprocess.TimeoutExpired as error:
         raise LaunchError(f"{argv[0]} did not answer within {COMMAND_TIMEOUT_S:.0f} s") from error
+    stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    return subprocess.CompletedProcess(argv, done.returncode, stdout, stderr)
 
 
 def last_line(text: str) -> str:
@@ -83,12 +104,14 @@ def views() -> dict[str, View]:
 
 
 def parse_view(text: str) -> View:
-    """The view in `%T|%r|%S` of squeue: state, reason, when it starts."""
+    """The view in `%T|%r|%S` of squeue: state, reason, when it starts. Nothing: it has forgotten the job."""
     word, reason, starts_at = (*text.split("|"), "", "")[:3]
     if word in _WAITING:
         return View("waiting", "" if reason == "None" else reason, "" if starts_at == "N/A" else starts_at)
     if word in _RUNNING:
         return View("running")
+    if word and word not in _ENDED:
+        return View("unknown", f"squeue says {word}, which tells neither that it runs nor that it has ended")
     return View("ended", "" if word == "COMPLETED" else word)
 
 
@@ -135,24 +158,29 @@ def exclude(job_id: str, nodes: str) -> None:
         raise LaunchError(f"scontrol update JobId={job_id} ExcNodeList={nodes} was refused: {last_line(result.stderr)}")
 
 
+class RefusedError(LaunchError):
+    """Slurm has answered, and will not."""
+
+
 def cancel(*job_ids: str) -> None:
-    """scancel.
+    """scancel. It goes on behind a job that it refuses to end.
 
     Raises:
-        LaunchError: it refuses, in its own words.
+        RefusedError: it refuses one of them or more, in its own words.
+        LaunchError: it does not answer.
     """
     result = command("scancel", *job_ids)
     if result.returncode != 0:
-        raise LaunchError(f"scancel refused: {last_line(result.stderr)}")
+        raise RefusedError(f"scancel refused: {last_line(result.stderr)}")
 
 
 def find(token: str) -> str | None:
-    """The job whose comment is `token`, waiting or running or just ended; None where there is none.
+    """This user's job whose comment is `token`, waiting or running or just ended; None where there is none.
 
     Raises:
         LaunchError: squeue can't be asked.
     """
-    result = command("squeue", "-h", "-t", "all", "-o", "%i|%k")
+    result = command("squeue", "-h", "-t", "all", "--me", "-o", "%i|%k")
     if result.returncode != 0:
         raise LaunchError(f"squeue says: {last_line(result.stderr)}")
     for line in result.stdout.splitlines():

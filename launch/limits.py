@@ -55,24 +55,26 @@ class Limits:
     @property
     def num_usable(self) -> int:
         """Nodes that are up, or come back by themselves."""
-        out = ("down", "drain", "fail", "maint", "unk", "inval", "no_respond")
+        out = ("down", "drain", "drng", "fail", "maint", "unk", "inval", "no_respond")
         return sum(count for state, count in self.nodes_by_state.items() if not state.startswith(out))
 
 
-def read_limits(partition: str | None) -> Limits | None:
-    """The limits of a partition, or of the cluster's default one; None where Slurm does not tell."""
+def read_limits(partition: str | None) -> list[Limits]:
+    """The limits of each partition of `a,b`, or of the cluster's default one; of those alone that Slurm tells of."""
     try:
         shown = jobs.command("scontrol", "show", "partition", "--oneliner")
-        nodes = jobs.command("sinfo", "-h", "-o", "%R|%D|%t|%m|%G")
+        nodes = jobs.command("sinfo", "-h", "-e", "-o", "%R|%D|%t|%m|%G")
     except LaunchError:
-        return None
+        return []
     if shown.returncode or nodes.returncode:
-        return None
-    return parse_limits(shown.stdout, nodes.stdout, partition)
+        return []
+    names: list[str | None] = [*partition.split(",")] if partition is not None else [None]
+    found = [parse_limits(shown.stdout, nodes.stdout, name) for name in dict.fromkeys(names)]
+    return [limits for limits in found if limits is not None]
 
 
 def parse_limits(shown: str, nodes: str, partition: str | None) -> Limits | None:
-    """The limits in `scontrol show partition --oneliner` and `sinfo -h -o '%R|%D|%t|%m|%G'`. Pure.
+    """The limits in `scontrol show partition --oneliner` and `sinfo -h -e -o '%R|%D|%t|%m|%G'`. Pure.
 
     Args:
         shown: a line for each partition.

@@ -1,12 +1,17 @@
-"""A log, as it grows."""
+"""A log: its end, and as it grows. Standard library only: every rank imports this."""
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+TAIL_LINES = 20
+"""Of a log, in the record of an end and in `launch status`."""
+TAIL_BYTES = 65_536
 _POLL_S = 0.2
 
 
@@ -69,3 +74,26 @@ def follow_raw(path: Callable[[], Path], has_ended: Callable[[], bool], out: Bin
         if ended:
             return
         time.sleep(_POLL_S)
+
+
+def read_tail(path: Path, num_bytes: int = TAIL_BYTES) -> str:
+    """The end of a log; of a line that a progress bar has rewritten, its last state. Empty without a log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return "\n".join(lines)
+
+
+def error_in(text: str) -> str | None:
+    """The error that a log ends with: the last traceback's exception, else the last line."""
+    _, traceback, after = text.rpartition("Traceback (most recent call last):")
+    if traceback:
+        for line in after.splitlines()[1:]:
+            if line and not line[0].isspace() and re.match(r"[A-Za-z_][\w.]*(:|$)", line):
+                return line.strip()[:500]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ RENDEZVOUS_TIMEOUT_S = 60.0
 ANSWER_S = 3.0
 """How much longer the others wait: node 0 says who is missing."""
 _POLL_S = 0.1
+_LOOK_THERE = "Look there whether Python starts and the run directory's disk is mounted."
 
 
 class Meeting:
@@ -62,23 +63,31 @@ class Meeting:
         """Node 0 offers an address only when all are there: whoever starts alone would wait for the others for long."""
         deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
         hosts = self._allocation.hosts
-        while not self._is_stopped():
-            present = set(os.listdir(self._records))
-            missing = [host for index, host in enumerate(hosts) if f"here-{index}.json" not in present]
-            if not missing:
-                return
+        while missing := self._missing():
+            if self._is_stopped():
+                raise self._stopped()
             if time.monotonic() > deadline:
-                shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
                 raise RendezvousError(
                     f"{len(hosts) - len(missing)} of {len(hosts)} nodes after {RENDEZVOUS_TIMEOUT_S:.0f} s: missing "
-                    f"{shown}. Look there whether Python starts and the run directory's disk is mounted."
+                    f"{_shown(missing)}. {_LOOK_THERE}"
                 )
             time.sleep(_POLL_S)
+
+    def _missing(self) -> list[str]:
+        """The hosts whose agents have not said that they are there."""
+        present = set(os.listdir(self._records))
+        return [host for index, host in enumerate(self._allocation.hosts) if f"here-{index}.json" not in present]
+
+    def _stopped(self) -> RendezvousError:
+        """Where a node's task ends at once, srun ends all others within seconds: that node is among the missing."""
+        missing = self._missing()
+        where = f": {_shown(missing)} had not come. {_LOOK_THERE}" if missing else "."
+        return RendezvousError(f"stopped while waiting for the other nodes{where}")
 
     def _address(self) -> str:
         if self._executor == "local" or len(self._allocation.hosts) == 1:
             return "127.0.0.1"
-        return network.published_address(self._allocation.hosts)
+        return network.published_address(self._allocation.hosts, self._allocation.reached_at)
 
     def _published(self, path: Path) -> dict[str, Any]:
         deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S + ANSWER_S
@@ -88,8 +97,12 @@ class Meeting:
                 return meeting
             time.sleep(_POLL_S)
         if self._is_stopped():
-            raise RendezvousError("stopped while waiting for the other nodes.")
+            raise self._stopped()
         raise RendezvousError(
             f"{path} did not appear within {RENDEZVOUS_TIMEOUT_S:.0f} s; node 0 ({self._allocation.hosts[0]}) must "
             "write it. Look at its log, and whether both nodes share the run directory's disk."
         )
+
+
+def _shown(hosts: Sequence[str]) -> str:
+    return ", ".join(hosts[:5]) + (", …" if len(hosts) > 5 else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,20 +143,20 @@ class _Clock:
 
     def __init__(self, path: Path) -> None:
         self._tail, self._lines = Tail(path), Lines()
-        self._marks: dict[int, list[tuple[int, float]]] = {}
+        self._marks: dict[int, deque[tuple[int, float]]] = {}
 
     def read(self) -> None:
         """Takes in what has been noted since."""
         for line in self._lines.feed(self._tail.read()):
             words = line.split()
             if len(words) == 3:
-                self._marks.setdefault(int(words[1]), []).append((int(words[2]), float(words[0])))
+                self._marks.setdefault(int(words[1]), deque()).append((int(words[2]), float(words[0])))
 
     def at(self, rank: int, offset: int) -> float | None:
         """When the line that ends at `offset` was there; None where that is not known yet. Offsets must rise."""
-        marks = self._marks.get(rank, [])
+        marks = self._marks.setdefault(rank, deque())
         while marks and marks[0][0] < offset:
-            marks.pop(0)
+            marks.popleft()
         return marks[0][1] if marks else None
 
 
@@ -171,11 +172,11 @@ class _Source:
         self._node = number // int(run.job["resources"]["procs_per_node"]) if self._is_rank else number
         self._attempt = int(path.parent.name) if path.parent.name.isdigit() else 0
         self._record = run.path / "exit" / str(self._attempt) / path.with_suffix(".json").name
-        self._has_hosts = run.job.get("executor") == "slurm"
+        self._has_hosts = run.job.get("executor") == "slurm" or bool(run.job.get("hosts"))
         self._host = f"node {self._node}"
         times = path.with_name(f"node-{self._node}.times")
         self._clock = clocks.setdefault(times, _Clock(times))
-        self._unplaced: list[tuple[int, float, str]] = []
+        self._unplaced: deque[tuple[int, float, str]] = deque()
         self._in_traceback = False
         self._last_at = 0.0
 
@@ -191,7 +192,7 @@ class _Source:
             at = self._clock.at(NODE_LOG if self._rank is None else self._rank, offset)
             if at is None and not is_over and now - seen_at < HOLD_S:
                 return  # the note is on its way
-            self._unplaced.pop(0)
+            self._unplaced.popleft()
             yield self._line(self._late(seen_at, is_over=is_over) if at is None else at, text)
 
     def read_all(self) -> Iterator[Line]:

@@ -16,12 +16,21 @@ _DISCARD_PORT = 9
 _DEFAULT_EPHEMERAL = (32_768, 60_999)
 
 
-def published_address(hosts: tuple[str, ...]) -> str:
+def published_address(hosts: tuple[str, ...], reached_at: str | None = None) -> str:
     """The address of this node, the first of `hosts`, at which the others reach it; never a loopback address.
 
-    Debian maps a host's own name to 127.0.1.1, and then `hostname --ip-address` would send every node to itself.
+    Debian maps a host's own name to 127.0.1.1, and then `hostname --ip-address` would send every node to itself. A
+    name that only ssh knows (an alias of its configuration, or of a router in front) leads nowhere, or not to this
+    node: then it is the address at which ssh came in.
+
+    Args:
+        hosts: the names of the nodes, this one first.
+        reached_at: of this node, where ssh came to it.
     """
     named = resolve(hosts[0])
+    own = interface_addresses().values() if reached_at is not None else ()
+    if reached_at in own and named not in own and not str(reached_at).startswith("127."):
+        return str(reached_at)
     if named is not None and not named.startswith("127."):
         return named
     for peer in hosts[1:]:

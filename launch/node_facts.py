@@ -31,7 +31,14 @@ _GPU_COLUMNS = {
 NVIDIA_SMI_TIMEOUT_S = 30.0
 
 
-def facts(hosts: Sequence[str], node: int, nonce: str, rendezvous_id: str, ports: Sequence[int]) -> dict[str, Any]:
+def facts(
+    hosts: Sequence[str],
+    node: int,
+    nonce: str,
+    rendezvous_id: str,
+    ports: Sequence[int],
+    reached_at: str | None = None,
+) -> dict[str, Any]:
     """All that can be seen on this node without torch.
 
     Args:
@@ -40,7 +47,9 @@ def facts(hosts: Sequence[str], node: int, nonce: str, rendezvous_id: str, ports
         nonce: a file that the others see too, if the disk is shared.
         rendezvous_id: whose ports are tried.
         ports: others to be tried.
+        reached_at: the address of this node by which ssh came to it.
     """
+    address = own_address(hosts, node, reached_at)
     ephemeral = network.ephemeral_ports()
     candidates = candidate_ports(rendezvous_id, ephemeral)
     return {
@@ -48,9 +57,9 @@ def facts(hosts: Sequence[str], node: int, nonce: str, rendezvous_id: str, ports
         "kernel": platform.release(),
         "python": platform.python_version(),
         "packages": versions(),
-        "address": own_address(hosts, node),
+        "address": address,
         "interfaces": network.interface_addresses(),
-        "mtu": _mtu(own_address(hosts, node)),
+        "mtu": _mtu(address),
         "resolved": {host: network.resolve(host) for host in hosts},
         "nonce": _read(Path(nonce)),
         "taken": taken([*candidates, *ports]),
@@ -64,12 +73,13 @@ def facts(hosts: Sequence[str], node: int, nonce: str, rendezvous_id: str, ports
     }
 
 
-def own_address(hosts: Sequence[str], node: int) -> str:
+def own_address(hosts: Sequence[str], node: int, reached_at: str | None = None) -> str:
     """The address at which the others reach this node, chosen as the launcher does; empty where there is none."""
     if not hosts:
         return "127.0.0.1"
     try:
-        return network.published_address((hosts[node], *(host for host in hosts if host != hosts[node])))
+        others = (host for host in hosts if host != hosts[node])
+        return network.published_address((hosts[node], *others), reached_at)
     except RendezvousError:
         return ""
 

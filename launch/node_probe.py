@@ -18,9 +18,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from launch import network, node_facts, processes
+from launch.rendezvous import REACHED_AT
 from launch.spec import ROOT
 
 MARK = "CLEANSFT"
+SETTINGS = "CLEANSFT_PROBE"
+"""Variable with what the job would run with, as JSON: `env` for its ranks, and its `interface`."""
 MAX_LINE = 800
 START_TIMEOUT_S = 120.0
 """For Python and torch, from a disk that all nodes read at once."""
@@ -101,9 +104,10 @@ class Child:
 class Probe:
     """Answers the requests of one node."""
 
-    def __init__(self, node: int, python: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, node: int, python: str, environ: Mapping[str, str], interface: str | None = None) -> None:
         self._node = node
         self._environ = dict(environ)
+        self._interface = interface
         self._child = Child(python)
 
     def run(self) -> None:
@@ -121,8 +125,12 @@ class Probe:
         if what == "clock":
             return {"time": time.time()}
         if what == "facts":
-            found = node_facts.facts(own["hosts"], self._node, own["nonce"], own["rendezvous_id"], own["ports"])
-            self._prepare(found["address"])
+            reached_at = self._environ.get(REACHED_AT)
+            found = node_facts.facts(
+                own["hosts"], self._node, own["nonce"], own["rendezvous_id"], own["ports"], reached_at
+            )
+            if own.get("loads_torch", True):
+                self._prepare(found["address"])
             return found
         if what == "ready":
             return self._child.ask({"do": "ready"}, self._environ, START_TIMEOUT_S)
@@ -130,7 +138,7 @@ class Probe:
 
     def _prepare(self, address: str) -> None:
         """Starts the child with the interface that the launcher would choose."""
-        interface = network.interface_towards(address) if address else None
+        interface = self._interface or (network.interface_towards(address) if address else None)
         if interface is not None:
             self._environ.setdefault("GLOO_SOCKET_IFNAME", interface)
             self._environ.setdefault("NCCL_SOCKET_IFNAME", interface)
@@ -145,4 +153,6 @@ class Probe:
 
 if __name__ == "__main__":
     processes.die_with_parent(15)
-    Probe(int(os.environ["SLURM_NODEID"]), sys.executable, os.environ).run()
+    own = json.loads(os.environ.get(SETTINGS, "{}"))
+    environ = {**os.environ, **own.get("env", {})}
+    Probe(int(os.environ["SLURM_NODEID"]), sys.executable, environ, own.get("interface")).run()

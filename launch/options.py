@@ -13,9 +13,10 @@ OPTIONS = (
     # option, placeholder, help: each is a LaunchSettings field of the same name
     ("nodes", "N", "number of nodes (default 1)"),
     ("procs-per-node", "N", "ranks per node (default: the GPUs of a node, or 1)"),
-    ("launcher", "NAME", "torchrun (default) or deepspeed"),
+    ("launcher", "NAME", "torchrun (default), deepspeed, or direct: no program between"),
     ("zero", "STAGE", "DeepSpeed ZeRO stage 0, 1, 2 or 3, from ds_configs/"),
     ("executor", "NAME", "auto (default), slurm, or local: N agents on this machine"),
+    ("hosts", "A,B", "machines without a scheduler, by ssh: a node on each"),
     ("script", "PATH", "training script (default: sft/train.py of this package)"),
     ("gpus-per-node", "N", "GPUs per node (default 0)"),
     ("cpus-per-task", "N", "CPUs per node (default: one per rank; locally an equal share)"),
@@ -37,7 +38,8 @@ OPTIONS = (
 RESUME_OPTIONS = tuple(
     option
     for option in OPTIONS
-    if option[0] in ("nodes", "time-min", "partition", "account", "qos", "constraint", "exclude", "signal-lead-s")
+    if option[0]
+    in ("nodes", "hosts", "time-min", "partition", "account", "qos", "constraint", "exclude", "signal-lead-s")
 )
 """What may be different when a run is resumed."""
 
@@ -74,7 +76,16 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="NAME", help="file of launch settings, or its name in slurm/profiles/")
     parser.add_argument("--name", metavar="NAME", help="name of the run (default: settings file and time)")
     parser.add_argument("--env", metavar="K=V", action="append", default=[], help="variable for the ranks; repeatable")
+
+
+def _add_skip_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    """The settings, and how one job of them is submitted."""
+    _add_settings(parser)
+    _add_skip_audit(parser)
     parser.add_argument("--snapshot", action="store_true", help="the job runs from a copy of the code as it is now")
 
 
@@ -83,7 +94,7 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
-    _add_settings(parser)
+    _add_job(parser)
     parser.add_argument("--attach", action="store_true", help="where the same was submitted before, go to that run")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     parser.add_argument("--after", metavar="RUN", help="begin when this run is complete; never, if it fails")
@@ -92,7 +103,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 
 def _add_drill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="take the settings of this run, which is left as it is")
-    _add_settings(parser)
+    _add_job(parser)
     parser.add_argument("--steps", type=int, default=9, metavar="N", help="optimizer steps of each run (default 9)")
     parser.add_argument(
         "--row-timeout-s", type=float, default=1800.0, metavar="S", help="a run is cancelled after this (default 1800)"
@@ -148,7 +159,7 @@ def _add_resubmit(parser: argparse.ArgumentParser) -> None:
     for option, metavar, text in RESUME_OPTIONS:
         parser.add_argument(f"--{option}", metavar=metavar, help=text)
     parser.add_argument("--name", metavar="NAME", help="name of the new run (default: the old one's and a number)")
-    parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
+    _add_skip_audit(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     _add_wait(parser)
 
@@ -193,7 +204,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("axes", nargs="*", metavar="[FILE] KEY=V,V…", help="settings file, and values of each setting")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="so many at a time (default 1)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
-    _add_settings(parser)
+    _add_job(parser)
 
 
 def _add_stages(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +213,7 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
     for option, metavar, text in STAGES_OPTIONS:
         parser.add_argument(f"--{option}", metavar=metavar, help=text)
     parser.add_argument("--profile", metavar="NAME", help="file of launch settings, or its name in slurm/profiles/")
-    parser.add_argument("--skip-audit", action="store_true", help="submit without looking at the data first")
+    _add_skip_audit(parser)
     parser.add_argument("--snapshot", action="store_true", help="each runs from a copy of the code as it is now")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     parser.add_argument("--wait", action="store_true", help="until all have ended; exits with the first bad code")
@@ -222,9 +233,9 @@ _SCRIPT = "arguments for the training script"
 VERBS: Mapping[str, Verb] = {
     "submit": Verb("start a job", ["--nodes 2 --config run.yaml"], _add_submit, _SCRIPT),
     "run": Verb(
-        "run here, in the foreground; Ctrl-C saves and stops", ["--config run.yaml --nodes 2"], _add_settings, _SCRIPT
+        "run here, in the foreground; Ctrl-C saves and stops", ["--config run.yaml --nodes 2"], _add_job, _SCRIPT
     ),
-    "print": Verb("show what would be submitted", ["--nodes 2 --config run.yaml"], _add_settings, _SCRIPT),
+    "print": Verb("show what would be submitted", ["--nodes 2 --config run.yaml"], _add_job, _SCRIPT),
     "list": Verb("all runs and how they stand", ["", "--state RUNNING,PENDING"], _add_list),
     "status": Verb("how a run stands: progress, attempts, what failed first", ["", "my-run --json"], _add_run),
     "logs": Verb("what the ranks print, in order", ["-f", "my-run --rank 3 --level warning"], _add_logs),

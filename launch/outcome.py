@@ -17,6 +17,8 @@ _LOST_PEER = (
     r"ncclRemoteError|NCCL communicator was aborted|Watchdog caught collective|Timed out waiting .* recv|"
     r"DistNetworkError|DistStoreError|failed to recv|Socket Timeout"
 )
+HOST_LOST = "host_lost"
+"""The reason of a node to which the supervisor's connection broke: its ranks, which are stopped there, are victims."""
 _OF_A_STOP = (OK, STOPPED, INTERRUPTED, KILLED, TERMINATED)
 """Codes of a rank that ends because it was told to."""
 
@@ -84,7 +86,11 @@ def read_outcome(folder: Path, num_nodes: int) -> Outcome:
     ranks, nodes = (_records(folder, names, kind) for kind in ("rank-", "node-"))
     failures = [_failure(record) for record in ranks if record.get("code")]
     blamed = {failure.node for failure in failures}
-    failures += [_failure(record) for record in nodes if record["own_code"] and record["node"] not in blamed]
+    failures += [
+        _failure(record)
+        for record in nodes
+        if record["own_code"] and (record["node"] not in blamed or record.get("reason") == HOST_LOST)
+    ]
     root_cause = root_cause_of(failures)
     if root_cause is None and (stopped := [record for record in nodes if record["code"]]):
         root_cause = _failure(stopped[0] | {"own_code": stopped[0]["code"]})

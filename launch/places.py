@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch.attempts import check_owner
 from launch.claims import latest_claim
 from launch.env_file import read_env_file
 from launch.errors import LaunchError
@@ -29,7 +30,7 @@ def file_problems(job: JobSpec, zero: int | None) -> Iterator[Problem]:
             read_env_file(Path(job.env_file))
         except LaunchError as error:
             yield Problem("env_file", job.env_file, "be a file of secrets that only you can read", str(error))
-    if job.executor == "slurm" and not Path(job.host_python).is_absolute():
+    if job.is_elsewhere and not Path(job.host_python).is_absolute():
         yield Problem("python", job.python, "be an absolute path", "It must be the same on every node.")
 
 
@@ -39,8 +40,17 @@ def directory_problems(run_dir: Path) -> Iterator[Problem]:
     is_abandoned = claim is not None and claim.job_id is None and claim.submitter_lives() is False
     if (run_dir / "job.json").exists() and not is_abandoned:
         holder = "" if claim is None else f"It belongs to {claim.holder}. "
-        remedy = f"{holder}`python -m launch status {run_dir.name}` shows it. Choose another --name."
+        shown = f"`python -m launch status {run_dir.name}` shows it, `resume` goes on with it if it stopped or failed."
+        remedy = f"{holder}{shown} Choose another --name."
         yield Problem("the run directory", str(run_dir), "not hold a submission already", remedy)
+        return
+    if run_dir.is_symlink() and not run_dir.exists():
+        yield Problem("the run directory", str(run_dir), "not be a link to nothing", "Make the directory it leads to.")
+        return
+    try:
+        check_owner(run_dir)  # the job would look when it begins, hours later
+    except LaunchError as error:
+        yield Problem("the run directory", str(run_dir), "be yours, and writable by you alone", str(error))
         return
     existing = run_dir
     while not existing.exists() and existing != existing.parent:

@@ -31,7 +31,8 @@ def main(run_dir: Path, environ: Mapping[str, str]) -> int:
         raise LaunchError(f"{run_dir}/job.json is missing; the run directory must be on a disk that nodes share.")
     spec, records = JobSpec.from_json(job), run_dir / "exit" / str(number)
     python = [*script.outside_words(spec), spec.python, *script.isolation(spec)]
-    answers = doctor.on_slurm(python, records, spec.cpus_per_task, environ, (), doctor.tell_on_terminal)
+    own = {**environ, **doctor.probe_variables(spec)}
+    answers = doctor.on_slurm(python, records, spec.cpus_per_task, own, (), doctor.tell_on_terminal)
     findings = diagnosis.diagnose(answers)
     write_json(records / "preflight.json", node_report.report_facts(answers, findings))
     print(node_report.report_text(answers, findings), end="", flush=True)
@@ -41,7 +42,7 @@ def main(run_dir: Path, environ: Mapping[str, str]) -> int:
     # The job is ended when it is requeued: what is noted below is short.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    return _go_elsewhere(run_dir, number, spec, wrong, _reasons(answers, findings), environ["SLURM_JOB_ID"])
+    return _go_elsewhere(run_dir, number, spec, wrong, _reasons(answers, findings), jobs.own_id(environ))
 
 
 def _reasons(answers: Answers, findings: Sequence[diagnosis.Finding]) -> str:
@@ -80,8 +81,9 @@ def _obstacle(run_dir: Path, spec: JobSpec, wrong: Sequence[str]) -> str:
         return f"{MAX_EXCLUSIONS} attempts were given up for their nodes already"
     found = limits.read_limits(spec.resources.partition)
     num_avoided = len({node for end in before for node in end["excluded"]} | {*wrong})
-    if found is not None and found.num_nodes - num_avoided < spec.resources.nodes:
-        return f"partition {found.partition!r} has no {spec.resources.nodes} nodes without {', '.join(wrong)}"
+    if found and all(each.num_nodes - num_avoided < spec.resources.nodes for each in found):
+        names = " and ".join(repr(each.partition) for each in found)
+        return f"partition {names} has no {spec.resources.nodes} nodes without {', '.join(wrong)}"
     return ""
 
 

@@ -78,6 +78,11 @@ def send(pids: Iterable[int], signal_number: int) -> None:
             os.kill(pid, signal_number)
 
 
+def as_shell(code: int) -> int:
+    """The exit code as a shell has it: 128 + N for death by signal N, which Python tells as -N."""
+    return 128 - code if code < 0 else code
+
+
 def kill_descendants(timeout_s: float = 5.0) -> None:
     """Ends everything below this process by SIGKILL and reaps what has become our child."""
     deadline = time.monotonic() + timeout_s

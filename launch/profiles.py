@@ -10,7 +10,7 @@ from pathlib import Path
 from launch.errors import LaunchError
 from launch.site import num_gpus
 from launch.spec import ROOT
-from strict_settings import Problem, SettingsError
+from strict_settings import Problem, SettingsError, Source
 from strict_settings import with_suggestion as suggestion
 
 VARIABLE = "CLEANSFT_PROFILE"
@@ -58,6 +58,34 @@ def examples() -> list[Path]:
         if folder.is_dir():
             return sorted(folder.glob("*.yaml"))
     return []
+
+
+# --- a user's own defaults
+
+SBATCH_DEFAULTS = {
+    "account": "SBATCH_ACCOUNT",
+    "partition": "SBATCH_PARTITION",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+    "time_min": "SBATCH_TIMELIMIT",
+}
+"""Setting → the variable in which sbatch takes it. To sbatch they would win over what the batch script says."""
+
+
+def sbatch_defaults(environ: Mapping[str, str]) -> Source:
+    """A user's own defaults of sbatch, as settings: they count where neither run nor profile says anything. Pure."""
+    given = {field: environ.get(name, "").strip() for field, name in SBATCH_DEFAULTS.items()}
+    values: dict[str, str | int | None] = {**given, "time_min": _time_min(given["time_min"])}
+    known = {field: value for field, value in values.items() if value}
+    return Source(known, places={(field,): SBATCH_DEFAULTS[field] for field in known})
+
+
+def _time_min(text: str) -> int | None:
+    """A time limit as sbatch takes it (`90`, `1-12`, `1-12:30`, `1:30:00`) in minutes; None where it is none."""
+    if text.isdigit():
+        return int(text)
+    days = re.fullmatch(r"(\d+-\d+)(:\d+)?", text)
+    return minutes(f"{days[1]}{days[2] or ':0'}:0" if days else text)
 
 
 # --- a first profile

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch import attempts
 from launch.records import read_json
 from launch.runs import Run
 
@@ -70,6 +71,8 @@ def read_progress(run: Run) -> Progress:
     latest = trained[-1] if trained else {}
     logged = max((int(record["step"]) for record in records), default=None)
     noted = min((rank.num_done for rank in ranks), default=None)
+    if noted == 0 and ranks[0].phase == "start":  # what it will go on from stands in no rank yet
+        noted = max(0, int(attempts.read_begin(run.path, run.current_attempt).get("step") or 0))
     paces = [rank.step_s for rank in ranks if rank.step_s is not None]
     return Progress(
         step=logged if noted is None else max(noted, logged or 0) if ranks[0].phase == "end" else noted,

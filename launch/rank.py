@@ -9,7 +9,6 @@ Standard library only.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -28,17 +27,16 @@ from launch.env_file import secrets_of
 from launch.errors import OK, OUT_OF_MEMORY, PEER_LOST, STOPPED, LaunchError, reason_of
 from launch.forking import VARIABLE as FORK_SERVER
 from launch.forking import ForkedScript, start_forked
+from launch.logs import TAIL_LINES, error_in, read_tail
 from launch.memory_limit import MemoryLimit, memory_limit
 from launch.options import without_options
-from launch.processes import before_exec, die_with_parent
+from launch.processes import as_shell, before_exec, die_with_parent
 from launch.records import read_json, telling_failure, write_json
 from node_board import VARIABLE, NodeBoard, Slot
 
 STOP_GRACE_S = 2.5
 """From SIGTERM to SIGKILL where a rank is ended because another one is gone. Where the board says that the run is to
 stop, the agent ends whoever takes too long; it knows how long there is to save."""
-TAIL_LINES = 20
-TAIL_BYTES = 65_536
 OWN_SCRIPT = Path(__file__).resolve().parent.parent / "sft" / "train.py"
 """The trainer, which takes settings."""
 _LOOK_S = 1.0
@@ -62,18 +60,19 @@ def main() -> int:
     write_json(path, record)
     board = NodeBoard.attach(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
     words = [*job["script_args"], *job.get("resume_args", ())]
-    if Path(job["script"]) == OWN_SCRIPT and (read_json(path.with_name("attempt.json")) or {}).get("goes_on"):
+    if Path(job["script"]).resolve() == OWN_SCRIPT and (read_json(path.with_name("attempt.json")) or {}).get("goes_on"):
         # What was asked for was meant for the first attempt.
         words = [*without_options(words, ("resume_from_checkpoint",)), "--resume_from_checkpoint=auto"]
     argv = [job["python"], "-u", job["script"], *words]
     supervisor = _Supervisor(argv, log, board)
+    is_ours = Path(job["script"]).resolve().parent == OWN_SCRIPT.parent
     try:
         code = supervisor.run(secrets_of(job, os.environ))
     except LaunchError as error:
-        code = error.exit_code
+        code, is_ours = error.exit_code, True
         log.write_text(f"{error.prefix}{error}\n", encoding="utf-8")
     text = read_tail(log)
-    end = end_of(code, supervisor, own_slot(board, record["local_rank"]), rank, text)
+    end = end_of(code, supervisor, own_slot(board, record["local_rank"]), rank, text, is_ours=is_ours)
     with telling_failure():
         write_json(path, record | end | {"tail": text.splitlines()[-TAIL_LINES:], "ended_at": time.time()})
     if code == STOPPED and (supervisor.stopped or (board is not None and board.stop_reason is not None)):
@@ -88,7 +87,7 @@ def own_slot(board: NodeBoard | None, local_rank: int) -> Slot | None:
     return slot if slot is not None and slot.pid else None
 
 
-def end_of(code: int, child: _Supervisor, slot: Slot | None, rank: int, text: str) -> dict[str, Any]:
+def end_of(code: int, child: _Supervisor, slot: Slot | None, rank: int, text: str, *, is_ours: bool) -> dict[str, Any]:
     """How a rank ended, for its record.
 
     Args:
@@ -97,6 +96,7 @@ def end_of(code: int, child: _Supervisor, slot: Slot | None, rank: int, text: st
         slot: what it has told.
         rank: its number.
         text: the end of its log.
+        is_ours: whether the script's codes are those of docs/exit-codes.md, even where it has told nothing.
     """
     number = code - 128 if child.killed else None
     told = {
@@ -110,7 +110,9 @@ def end_of(code: int, child: _Supervisor, slot: Slot | None, rank: int, text: st
         error = f"rank {rank} exited 0 at step {slot.step}{total}; it must stay until the end"
         return {"code": PEER_LOST, "reason": "exited_early", "error": error, **told}
     if number is None or child.stopped:
-        reason = (slot.reason if slot is not None and code != OK else "") or reason_of(code)
+        reason = (slot.reason if slot is not None and code != OK else "") or reason_of(
+            code, is_ours=is_ours or slot is not None or child.stopped
+        )
         return {"code": code, "reason": reason, "error": describe_end(text, code, child.killed), **told}
     name = signal.Signals(number).name
     if child.num_oom_kills:
@@ -178,7 +180,7 @@ class _Supervisor:
         code = self._wait(child)
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.killed = code < 0
-        return 128 - code if code < 0 else code
+        return as_shell(code)
 
     def _start(self, environment: dict[str, str], output: BinaryIO) -> subprocess.Popen[bytes] | ForkedScript | None:
         """The script, forked where the node has a fork server; None if it is told to stop while that one imports."""
@@ -249,18 +251,6 @@ def script_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
-def read_tail(path: Path, num_bytes: int = TAIL_BYTES) -> str:
-    """The end of a log; of a line that a progress bar has rewritten, its last state. Empty without a log."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
-    return "\n".join(lines)
-
-
 def describe_end(text: str, code: int, killed: bool) -> str | None:
     """The first line of a failure report; None for a good end. A signal leaves no words of its own in the log."""
     if code == 0:
@@ -269,17 +259,6 @@ def describe_end(text: str, code: int, killed: bool) -> str | None:
         number = signal.Signals(code - 128)
         return f"killed by {number.name}" + (", often for lack of memory" if number == signal.SIGKILL else "")
     return error_in(text)
-
-
-def error_in(text: str) -> str | None:
-    """The error that a log ends with: the last traceback's exception, else the last line."""
-    _, traceback, after = text.rpartition("Traceback (most recent call last):")
-    if traceback:
-        for line in after.splitlines()[1:]:
-            if line and not line[0].isspace() and re.match(r"[A-Za-z_][\w.]*(:|$)", line):
-                return line.strip()[:500]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else None
 
 
 if __name__ == "__main__":

@@ -17,13 +17,15 @@ def write_text(path: Path, text: str, mode: int = 0o600, *, is_synced: bool = Tr
     Args:
         path: of the file.
         text: all of it.
-        mode: of the file.
+        mode: of the file, whatever the umask.
         is_synced: False for what is soon written again: after a power cut it may be empty.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            if mode & 0o077:  # the umask of all commands takes these bits away
+                os.fchmod(descriptor, mode)
             file.write(text)
             file.flush()
             if is_synced:

@@ -12,6 +12,8 @@ FIRST_PORT = 10_000
 LAST_PORT = 65_000
 NUM_CANDIDATE_PORTS = 32
 MAX_HOSTS = 100_000
+REACHED_AT = "CLEANSFT_REACHED_AT"
+"""The variable that tells the agent of a host to which of its addresses ssh came."""
 _LAST_RESORT = range(5_500, 5_600)
 """Where the kernel hands out every port from 10000 on: a stretch that is hardly used."""
 
@@ -27,6 +29,8 @@ class Allocation:
     attempt: int
     hosts: tuple[str, ...]
     node_rank: int
+    reached_at: str | None = None
+    """The address of this node by which ssh came to it; None on Slurm."""
 
     @property
     def rendezvous_id(self) -> str:
@@ -66,7 +70,7 @@ def allocation_from(variables: Mapping[str, str]) -> Allocation:
         )
     # The number that the batch script has opened counts over requeues, successors and resumed jobs.
     attempt = int(variables.get("CLEANSFT_ATTEMPT") or variables.get("SLURM_RESTART_COUNT") or 0)
-    return Allocation(variables["SLURM_JOB_ID"], attempt, hosts, node_rank)
+    return Allocation(variables["SLURM_JOB_ID"], attempt, hosts, node_rank, variables.get(REACHED_AT))
 
 
 def expand_hostlist(text: str) -> tuple[str, ...]:

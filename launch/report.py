@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from dataclasses import asdict
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from launch import attempts
-from launch.outcome import Failure, exit_line
+from launch.errors import STOPPED
+from launch.logs import TAIL_LINES, read_tail
+from launch.outcome import Failure, exit_line, read_outcome
 from launch.pending import explanation
 from launch.progress import Progress, read_progress
-from launch.rank import TAIL_LINES, read_tail
 from launch.records import read_json
-from launch.runs import COMPLETED, FAILED, PENDING, RUNNING, Run, Status
+from launch.runs import COMPLETED, FAILED, LOST, PENDING, RUNNING, Run, Status
+
+_OF_CAUSE = ("node", "host", "rank", "code", "signal", "step", "reason", "error")
+"""What is told of the cause of an attempt that another one followed."""
 
 
 def run_facts(run: Run, status: Status) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def status_facts(run: Run, status: Status) -> dict[str, Any]:
     resources = run.job.get("resources", {})
     return {
         **run_facts(run, status),
-        "explanation": explanation(status.reason) if status.state == PENDING else "",
+        "explanation": _why_it_waits(status),
         "starts_at": status.starts_at or None,
         "is_guess": status.is_guess,
         "ranks": {
@@ -66,6 +71,7 @@ def status_facts(run: Run, status: Status) -> dict[str, Any]:
 
 def _attempt_facts(run: Run, number: int) -> dict[str, Any]:
     begun, ended = attempts.read_begin(run.path, number), attempts.read_end(run.path, number) or {}
+    cause = _cause_of_ended(run.path / "exit" / str(number), run.num_nodes) if ended else None
     return {
         "attempt": number,
         "job_id": begun.get("job_id"),
@@ -75,7 +81,13 @@ def _attempt_facts(run: Run, number: int) -> dict[str, Any]:
         "step_before": begun.get("step"),
         "step_after": ended.get("step"),
         "reason": ended.get("reason"),
+        "cause": None if cause is None else {name: getattr(cause, name) for name in _OF_CAUSE},
     }
+
+
+@functools.cache  # what an attempt has left does not change, and `top` asks with every picture
+def _cause_of_ended(folder: Path, num_nodes: int) -> Failure | None:
+    return read_outcome(folder, num_nodes).root_cause
 
 
 def status_text(run: Run, status: Status) -> str:
@@ -92,7 +104,7 @@ def status_text(run: Run, status: Status) -> str:
     cause = status.outcome.root_cause
     if status.state == FAILED and cause is not None:
         lines += _cause_lines(cause, _log(run, cause), status.outcome.num_failures)
-    elif status.state == FAILED:
+    elif status.state in (FAILED, LOST):
         lines += _executor_log(run)
     lines += _slow_lines(run)
     is_told = status.state == COMPLETED or status.outcome.root_cause is not None
@@ -101,8 +113,13 @@ def status_text(run: Run, status: Status) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _why_it_waits(status: Status) -> str:
+    """The scheduler's word in a sentence; before it may stand why the attempt before has ended."""
+    return explanation(status.reason.rpartition("; ")[2]) if status.state == PENDING else ""
+
+
 def _pending_lines(status: Status) -> list[str]:
-    why = explanation(status.reason.rpartition("; ")[2])
+    why = _why_it_waits(status)
     return ([f"waits    {why}"] if why else []) + ([f"starts   {status.starts_at}"] if status.starts_at else [])
 
 
@@ -134,21 +151,34 @@ def duration(seconds: float) -> str:
 
 
 def _attempt_lines(run: Run) -> list[str]:
-    """The attempts before this one."""
+    """The attempts that another one follows."""
+    numbers = attempts.numbers(run.path)
+    is_followed = bool((run.end or {}).get("again"))
     lines = []
-    for number in attempts.numbers(run.path)[:-1]:
+    for number in numbers if is_followed else numbers[:-1]:
         facts = _attempt_facts(run, number)
         began_at, ended_at = facts["began_at"], facts["ended_at"]
         when = "" if began_at is None else time.strftime(" %Y-%m-%d %H:%M", time.localtime(began_at))
         took = "" if began_at is None or ended_at is None else f", {duration(ended_at - began_at)}"
         steps = f"steps {facts['step_before'] or 0} to {'?' if facts['step_after'] is None else facts['step_after']}"
         code = "no record" if facts["code"] is None else f"code {facts['code']}"
-        lines.append(f"attempt  {number}:{when}{took}, saved {steps}, {code}")
+        why = "" if facts["cause"] is None or facts["cause"]["code"] == STOPPED else f": {_cause_words(facts['cause'])}"
+        lines.append(f"attempt  {number}:{when}{took}, saved {steps}, {code}{why}")
     return lines
 
 
+def _cause_words(cause: dict[str, Any]) -> str:
+    """`node 1 (n2), rank 3 at step 23: rank 3 on n2 died (SIGKILL)`."""
+    at = "" if cause["step"] is None else f" at step {cause['step']}"
+    return f"{_who(cause['node'], cause['host'], cause['rank'])}{at}: {cause['error'] or cause['reason']}"
+
+
+def _who(node: int, host: str, rank: int | None) -> str:
+    return f"node {node} ({host})" + ("" if rank is None else f", rank {rank}")
+
+
 def _cause_lines(cause: Failure, log: Path, num_failures: int) -> list[str]:
-    who = f"node {cause.node} ({cause.host})" + ("" if cause.rank is None else f", rank {cause.rank}")
+    who = _who(cause.node, cause.host, cause.rank)
     at = "" if cause.step is None else f" at step {cause.step}"
     lines = [f"cause    {who} ended with code {cause.code}{_signal_name(cause)}{at}: {cause.reason}"]
     if cause.error:

@@ -5,21 +5,52 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from launch import cluster, jobs, limits
-from launch.checks import Check
+from launch.checks import Check, worst
 from launch.limits import Limits, Qos
+from launch.settings import EARLY_SIGNAL_S
 from launch.spec import JobSpec
 from strict_settings import Problem
+
+_REMEDIES = {
+    "invalid feature": "Change --constraint: `sinfo -o '%f %D %N'` shows what nodes have.",
+    "node configuration is not available": (
+        "No node is left that has all of it: ask for less, or change --constraint or --exclude. "
+        "`sinfo -N -o '%N %c %m %G %f'` shows what nodes have."
+    ),
+    "invalid account": "Change --account: `sacctmgr show assoc user=$USER format=account,partition,qos` lists yours.",
+    "invalid qos": "Change --qos: `sacctmgr show assoc user=$USER format=account,partition,qos` lists yours.",
+    "time limit is invalid": "Lower --time-min: `sinfo -o '%P %l'` shows the limits.",
+}
+"""Words of sbatch's refusals → what to do."""
+SHORT_WORK_S = 60.0
+"""An attempt that is stopped so soon may have done no step."""
 
 
 def of_slurm(spec: JobSpec, script: str, environ: Mapping[str, str]) -> list[Check]:
     """What Slurm says of the request: three or four of its commands."""
     found = limits.read_limits(spec.resources.partition)
-    asks_for_qos = spec.resources.qos is not None or (found is not None and found.qos is not None)
+    asks_for_qos = spec.resources.qos is not None or any(each.qos is not None for each in found)
     qualities = limits.read_qos() if asks_for_qos else {}
     starts_at, problem = jobs.expected_start(script, cluster.without_outer_job(environ))
-    return [*of_limits(spec, found, qualities), start(starts_at, problem, time.time())]
+    return [*of_partitions(spec, found, qualities), start(starts_at, problem, time.time())]
+
+
+def of_partitions(spec: JobSpec, found: Sequence[Limits], qualities: Mapping[str, Qos]) -> list[Check]:
+    """The request against what its partitions allow: one that allows it is enough, and of the others the first row
+    tells why not. Pure."""
+    tables = [of_limits(spec, each, qualities) for each in found] or [of_limits(spec, None, qualities)]
+    best = min(tables, key=lambda rows: sum(row.verdict == "error" for row in rows))
+    first = [rows[0] if rows is best or worst(rows) != "error" else _passed_over(rows) for rows in tables]
+    return [*first, *best[1:]]
+
+
+def _passed_over(rows: Sequence[Check]) -> Check:
+    """The row of a partition that does not allow the request, beside another one."""
+    reasons = "\n".join(f"{row.name}: {row.remedy}" for row in rows if row.verdict == "error")
+    return replace(rows[0], verdict="warning", remedy=f"The job will not start here.\n{reasons}")
 
 
 def of_limits(spec: JobSpec, found: Limits | None, qualities: Mapping[str, Qos]) -> list[Check]:
@@ -34,7 +65,7 @@ def of_limits(spec: JobSpec, found: Limits | None, qualities: Mapping[str, Qos])
         _told("CPUs per node", str(spec.cpus_per_task), problems, None, "cpus_per_task"),
         _told("memory per node", _memory_words(spec, found), problems, None, "mem_gb"),
         _told("GPUs per node", _gpu_words(spec, found), problems, None, "gpus_per_node"),
-        _told("time", _time_words(spec, found), problems, None, "time_min"),
+        _told("time", _time_words(spec, found), problems, _stops_early(spec), "time_min"),
         *(
             _told(name, str(given), problems, None)
             for name, given in (("account", spec.resources.account), ("qos", spec.resources.qos))
@@ -84,6 +115,25 @@ def _time_words(spec: JobSpec, found: Limits) -> str:
     return "no limit" if default is None else f"the partition's default, {default}{limit}"
 
 
+def _stops_early(spec: JobSpec) -> str | None:
+    """What is to be known of a time limit that leaves little between the begin and the signal for the last save."""
+    if spec.resources.time_min is None:
+        return None
+    worked_s = 60 * spec.resources.time_min - spec.signal_lead_s - EARLY_SIGNAL_S
+    if worked_s >= SHORT_WORK_S:
+        return None
+    when = f"after {worked_s:.0f} s" if worked_s > 0 else "at once"
+    return (
+        f"The signal for the last save, {spec.signal_lead_s} s before the end, may come {when}: Slurm sends it up to a "
+        "minute early. Most of each attempt would be its start. Ask for more time."
+    )
+
+
+def _remedy(refusal: str) -> str:
+    """What to change, by what sbatch says; empty for words that are not known here."""
+    return next((remedy for words, remedy in _REMEDIES.items() if words in refusal.lower()), "")
+
+
 def start(starts_at: str | None, problem: str, now: float) -> Check:
     """When Slurm expects to start the job. Pure.
 
@@ -96,8 +146,8 @@ def start(starts_at: str | None, problem: str, now: float) -> Check:
         is_refused = not re.search(
             r"did not (answer|tell)|not on PATH|contact|connect|timed? ?out", problem, re.IGNORECASE
         )
-        remedy = "sbatch would refuse the job." if is_refused else "Nothing is known of the queue."
-        return Check("start", problem or "unknown", "error" if is_refused else "warning", remedy)
+        remedy = f"sbatch would refuse the job. {_remedy(problem)}" if is_refused else "Nothing is known of the queue."
+        return Check("start", problem or "unknown", "error" if is_refused else "warning", remedy.rstrip())
     try:
         wait_s = time.mktime(time.strptime(starts_at, "%Y-%m-%dT%H:%M:%S")) - now
     except ValueError:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch import cluster, executor, runs
+from launch import cluster, executor, runs, sweep
 from launch.claims import Claim, latest_claim, make_claim
 from launch.errors import LaunchError, LockedError
 from launch.options import without_options
@@ -90,13 +90,59 @@ def _refuse_unless_abandoned(run_dir: Path, claim: Claim) -> None:
     job = read_json(run_dir / "job.json")
     if job is None or job["executor"] != "slurm":
         return
-    job_id = cluster.adopt(str(run_dir), claim)
+    job_id = _adopted(Run(run_dir), claim)
     if job_id is None:
         return
-    write_submission(Run(run_dir), claim, {"executor": "slurm", "job_id": job_id, "command": []}, os.environ)
     raise LaunchError(
         f"{run_dir} was submitted already, as job {job_id}, by a process that ended before it could say so. Nothing "
         f"was submitted now. `python -m launch status {run_dir.name}` shows it."
+    )
+
+
+def _adopted(run: Run, claim: Claim) -> str | None:
+    """The job that a submission has left behind, noted in its run; None where there is none."""
+    array = sweep_token(run.path.parent) if run.job.get("sweep") and claim.number == 0 else None
+    if array is None:
+        job_id = cluster.adopt(str(run.path), claim)
+    else:
+        found = cluster.find_array(array)
+        job_id = None if found is None else sweep.task_id(found, run.path)
+    if job_id is not None:
+        write_submission(run, claim, {"executor": "slurm", "job_id": job_id, "command": []}, os.environ)
+    return job_id
+
+
+def sweep_token(folder: Path) -> str | None:
+    """The comment of a sweep's array."""
+    token: str | None = (read_json(folder / "sweep.json") or {}).get("token")
+    return token
+
+
+def adopt_sweep(folder: Path) -> None:
+    """Notes the array of a sweep in its runs, where the process that submitted it ended before it could.
+
+    Raises:
+        LaunchError: it did: what has become of the sweep; or the queue can't be asked.
+    """
+    claims = [(run, latest_claim(run.path)) for run, _ in sweep.runs_of(folder)]
+    left = [
+        (run, claim)
+        for run, claim in claims
+        if claim is not None and claim.number == 0 and claim.job_id is None and claim.submitter_lives() is False
+    ]
+    token = sweep_token(folder)
+    if not left or token is None or left[0][0].job.get("executor") != "slurm":
+        return
+    array = cluster.find_array(token)
+    if array is None:
+        rule = "it must be new, and no job of it is in the queue. Remove the folder, or choose another --name"
+        raise LaunchError(f"the sweep's folder is {folder}; {rule}.")
+    for run, claim in left:
+        own = {"executor": "slurm", "job_id": sweep.task_id(array, run.path), "command": []}
+        write_submission(run, claim, own, os.environ)
+    raise LaunchError(
+        f"{folder} was submitted already, as job {array}, by a process that ended before it could say so. Nothing "
+        f"was submitted now. `python -m launch list --sweep {folder.name}` shows it."
     )
 
 
@@ -148,8 +194,8 @@ def _refuse_unless_ended(run: Run, claim: Claim | None) -> None:
         if (lives := claim.submitter_lives()) is not False:
             remedy = f" If that process is gone, remove {claim.path}." if lives is None else ""
             raise LockedError(f"{run.name} is held by {claim.holder}.{remedy}")
-        if run.job.get("executor") == "slurm" and (job_id := cluster.adopt(str(run.path), claim)) is not None:
-            write_submission(run, claim, {"executor": "slurm", "job_id": job_id, "command": []}, os.environ)
+        if run.job.get("executor") == "slurm":
+            _adopted(run, claim)
     deadline = time.monotonic() + COMPLETING_S
     while (view := executor.view(run)).presence != "ended":
         status = runs.status_of(run, lambda view=view: view)  # type: ignore[misc]
@@ -182,6 +228,9 @@ def changed(
     new = {name.replace("-", "_") for name, value in resources.items() if value is not None}
     fields = {field.name for field in dataclasses.fields(spec.resources)}
     kept = dataclasses.replace(spec.resources, **{name: getattr(values, name) for name in new & fields})
+    if "hosts" in new:
+        kept = dataclasses.replace(kept, nodes=values.nodes if "nodes" in new else len(values.hosts))
+        spec = dataclasses.replace(spec, hosts=values.hosts)
     spec = dataclasses.replace(_told(spec, overrides, accepts_data=accepts_data), resources=kept)
     lead_s = values.signal_lead_s or min(spec.signal_lead_s, default_lead_s(kept.time_min))
     grace_s = spec.stop_grace_s if spec.stop_grace_s >= lead_s else default_grace_s(lead_s)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -64,8 +66,16 @@ class Run:
         """Whether the run's own records say that it has ended: nobody needs to be asked."""
         outcome, end = self.outcome(), self.end
         if end is not None:
-            return not end["again"] and not end.get("left_to_slurm")
+            is_over = not end["again"] and not end.get("left_to_slurm")
+            return is_over or self.code_before_begin is not None
+        if self.code_before_begin is not None:
+            return True
         return outcome.is_complete and (outcome.root_cause is None or not self.goes_on_by_itself)
+
+    @property
+    def code_before_begin(self) -> int | None:
+        """The code with which its job ended before it began an attempt: in `launch.setup`, most of all."""
+        return attempts.code_before_begin(self.path)
 
     @property
     def goes_on_by_itself(self) -> bool:
@@ -178,6 +188,12 @@ class Status:
         return self.state in ENDED
 
     @property
+    def is_for_good(self) -> bool:
+        """Whether it will be told so at any later time too. What the executor alone says of a failure, it forgets."""
+        is_recorded = self.chain_code is not None or self.outcome.root_cause is not None
+        return self.has_ended and not self.is_guess and self.state != LOST and (is_recorded or self.state != FAILED)
+
+    @property
     def code(self) -> int:
         """The exit code of `launch wait`, once it has ended."""
         if self.state == COMPLETED:
@@ -195,6 +211,12 @@ def status_of(run: Run, ask_executor: Callable[[], View]) -> Status:
         return Status(COMPLETED, outcome)
     if end is not None and not end["again"] and not end.get("left_to_slurm"):
         return _ended_by_decision(run, outcome, end)
+    if (code := run.code_before_begin) is not None:
+        state = CANCELLED if run.is_cancelled else FAILED
+        reason = f"its job ended with code {code} before it began an attempt"
+        if run.job.get("setup") and not run.is_cancelled:
+            reason += ", which begins when the lines of `setup` are done"
+        return Status(state, Outcome(run.num_nodes, 0, 0, None, 0), reason, chain_code=code)
     is_open = run.goes_on_by_itself and not run.is_cancelled  # another attempt may follow
     if outcome.is_complete and cause is not None and not cause.stopped and not run.is_cancelled and not is_open:
         return Status(FAILED, outcome)
@@ -278,8 +300,18 @@ def find(wanted: str | None, registry: Path, working_dir: Path) -> Run:
     for entry in reversed(matching):
         if (Path(entry["run_dir"]) / "job.json").is_file():
             return Run(Path(entry["run_dir"]))
+    if wanted is not None and re.fullmatch(r"\d+(_\d+)?", wanted):
+        for path in dict.fromkeys(Path(entry["run_dir"]) for entry in reversed(known)):
+            if wanted in attempts.job_ids(path) and (path / "job.json").is_file():
+                return Run(path)
     if wanted is None:
         raise LaunchError("there is no run yet; start one with `python -m launch submit`.")
+    if matching:
+        folder, job_id = matching[-1]["run_dir"], matching[-1]["job_id"]
+        look = f"pgrep -af {shlex.quote(folder)}" if job_id.startswith("local-") else f"squeue -j {job_id}"
+        raise LaunchError(
+            f"{folder} is gone with all that was known of {wanted}. `{look}` shows whether it still runs."
+        )
     latest = ", ".join(dict.fromkeys(entry["name"] for entry in reversed(known[-5:]))) or "none"
     raise LaunchError(f"RUN is {wanted!r}; it must be a run's name, job id or directory. Latest: {latest}.")
 
@@ -305,7 +337,7 @@ def entries(registry: Path) -> list[dict[str, str]]:
     """The lines of the list of runs, oldest first."""
     try:
         lines = registry.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return []
     entries = []
     for line in lines:

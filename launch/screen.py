@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launch.checks import counted
 from launch.progress import Progress, RankProgress, series
 from launch.report import duration
 
@@ -54,7 +55,8 @@ def rows(picture: Picture, width: int, height: int) -> list[Row]:
 def _header(picture: Picture) -> list[Row]:
     facts = picture.facts
     attempt = f"  attempt {facts['attempt']}" if facts["attempt"] else ""
-    where = f"  job {facts['job_id']}{attempt}  {facts['nodes']} nodes, {facts['ranks']['expected']} ranks"
+    size = f"{counted(facts['nodes'], 'node')}, {counted(facts['ranks']['expected'], 'rank')}"
+    where = f"  job {facts['job_id']}{attempt}  {size}"
     since = facts["submitted_at"]
     age = "" if since is None else f"  submitted {duration(max(0.0, picture.now - since))} ago"
     state = facts["state"]

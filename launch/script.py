@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from launch import command, site
+from launch import command, hosts, site
+from launch.attempts import NOT_BEGUN
+from launch.checks import counted
 from launch.rendezvous import Rendezvous
 from launch.spec import ROOT, JobSpec
 
@@ -31,7 +34,7 @@ def script_text(spec: JobSpec) -> str:
 
 def _slurm_script(spec: JobSpec) -> str:
     # `--cpus-per-task` again: since Slurm 22.05 srun does not take it from sbatch.
-    srun = [*SRUN, f"--cpus-per-task={spec.cpus_per_task}", *_agent_words(spec)]
+    srun = [*SRUN, f"--cpus-per-task={spec.cpus_per_task}", *_task_words(spec)]
     batch = shlex.join([spec.host_python, *isolation(spec), "-m", "launch.batch"])
     folder = shlex.quote(spec.run_dir)
     lines = [
@@ -49,10 +52,10 @@ def _slurm_script(spec: JobSpec) -> str:
         "}",
         "trap 'ask_to_stop signal' USR1",
         "trap 'ask_to_stop terminated' TERM",
+        *_note_of_end(spec),
         *_prologue(spec),
         "",
         "# A new attempt of this run: 0, 1, 2, … also after a requeue.",
-        "CLEANSFT_ATTEMPT=",
         f"CLEANSFT_ATTEMPT=$({batch} begin {folder})",
         "export CLEANSFT_ATTEMPT",
         '[ -z "$told" ] || ask_to_stop signal',
@@ -101,21 +104,39 @@ def isolation(spec: JobSpec) -> list[str]:
     return ["-P"] if spec.code_root is not None else []
 
 
-def _agent_words(spec: JobSpec) -> list[str]:
+def agent_words(spec: JobSpec) -> list[str]:
+    """What starts the agent of a node where submitit does not. Pure."""
+    return [spec.python, "-u", *isolation(spec), "-m", "launch.agent", spec.run_dir]
+
+
+def _task_words(spec: JobSpec) -> list[str]:
     """What each task of srun runs: the agent, through submitit; in a container, which need not have that, directly."""
-    direct = [spec.python, "-u", *isolation(spec), "-m", "launch.agent", spec.run_dir]
     if spec.container is None and spec.sweep is not None:
-        return direct  # submitit's files are named after one job each, and not after an array's tasks
+        return agent_words(spec)  # submitit's files are named after one job each, and not after an array's tasks
     if spec.container is None:
         return [spec.python, "-u", *isolation(spec), "-m", "submitit.core._submit", f"{spec.run_dir}/submitit"]
-    return [*outside_words(spec), *direct]
+    return [*outside_words(spec), *agent_words(spec)]
+
+
+def remote_words(spec: JobSpec) -> list[str]:
+    """What ssh runs on a host, whatever is to be started there. Its place of modules alone is among them: `-P`, as the
+    folder where a login begins may hold modules of any name. Pure."""
+    path = _code_path(spec)
+    variables = ["env", f"PYTHONPATH={path}"] if path is not None else []
+    return ["exec", *variables, spec.python, "-u", "-P", "-m", "launch.remote_start"]
+
+
+def ssh_log(spec: JobSpec, attempt: int | str, node: int) -> str:
+    """Where ssh's own messages about a host go. Pure."""
+    return f"{spec.run_dir}/logs/{attempt}/ssh-{node}.log"
 
 
 def outside_words(spec: JobSpec) -> list[str]:
     """The words in front of a command that let it run in the job's container; none without one. Pure."""
     if spec.container is None:
         return []
-    needed = [str(ROOT), spec.working_dir, spec.run_dir, str(Path(spec.script).parent)]
+    files = filter(None, (spec.script, spec.config, spec.env_file, spec.found_env_file))
+    needed = [str(ROOT), spec.working_dir, spec.run_dir, *(str(Path(file).parent) for file in files)]
     has_gpus = bool(spec.resources.gpus_per_node or "gpu" in (spec.resources.gres or ""))
     return site.container_words(spec.container, needed, spec.working_dir, has_gpus=has_gpus)
 
@@ -151,10 +172,10 @@ def _requeue_words(spec: JobSpec) -> list[str]:
     return ["--requeue" if may_requeue else "--no-requeue"]
 
 
-def _sbatch_options(spec: JobSpec) -> dict[str, object]:
+def resource_options(spec: JobSpec) -> dict[str, object]:
+    """What the job asks of Slurm for its nodes, as options of sbatch and of salloc; None where it asks for nothing."""
     resources = spec.resources
     return {
-        "job-name": spec.name,
         "nodes": resources.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": spec.cpus_per_task,
@@ -167,6 +188,13 @@ def _sbatch_options(spec: JobSpec) -> dict[str, object]:
         "qos": resources.qos,
         "constraint": resources.constraint,
         "exclude": resources.exclude,
+    }
+
+
+def _sbatch_options(spec: JobSpec) -> dict[str, object]:
+    return {
+        "job-name": spec.name,
+        **resource_options(spec),
         "mail-user": spec.mail_user,
         "mail-type": spec.mail_type,
         "chdir": spec.working_dir,
@@ -179,7 +207,8 @@ def _sbatch_options(spec: JobSpec) -> dict[str, object]:
 def _local_script(spec: JobSpec) -> str:
     lines = [
         "#!/bin/bash",
-        f"# Run {spec.name}: {_size(spec)}, all on this machine. Written by `python -m launch submit`.",
+        f"# Run {spec.name}: {_size(spec)}, {_where(spec)}. Written by `python -m launch submit`.",
+        *_note_of_end(spec),
         *_prologue(spec),
         f"cd {shlex.quote(spec.working_dir)}",
         "",
@@ -189,23 +218,47 @@ def _local_script(spec: JobSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _note_of_end(spec: JobSpec) -> list[str]:
+    path = f"{shlex.quote(spec.run_dir)}/exit/{NOT_BEGUN}"
+    return [
+        "",
+        "# Where the job ends before an attempt has begun, as where a line below fails, nobody else knows its code.",
+        "CLEANSFT_ATTEMPT=",
+        "note_end() {",
+        '  code=$?; [ -z "$CLEANSFT_ATTEMPT" ] || return 0',
+        f"""  echo '{{"code": '$code', "claim": '${{CLEANSFT_CLAIM:-0}}'}}' > {path} || true""",
+        "}",
+        "trap note_end EXIT",
+    ]
+
+
 def _prologue(spec: JobSpec) -> list[str]:
     lines = ["", "set -e -o pipefail", "umask 077"]
-    if spec.code_root is not None or ROOT.name not in ("site-packages", "dist-packages"):
-        root = shlex.quote(spec.code_root or str(ROOT))
-        lines.append(f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}")
+    if (path := _code_path(spec)) is not None:
+        lines.append(f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines += site.module_lines(spec.modules)
     if spec.setup:
         lines += ["", "# launch.setup", *spec.setup]
     return lines
 
 
+def prepared_words(spec: JobSpec, argv: Iterable[str]) -> list[str]:
+    """A command as it would be in the batch script: behind the job's modules and setup lines. Pure."""
+    return ["bash", "-c", "\n".join([*_prologue(spec), 'exec "$@"']), "bash", *argv]
+
+
+def _code_path(spec: JobSpec) -> str | None:
+    """Where the job's Python must look for our packages; None where it does so by itself, as they are installed."""
+    is_installed = spec.code_root is None and ROOT.name in ("site-packages", "dist-packages")
+    return None if is_installed else spec.code_root or str(ROOT)
+
+
+def _where(spec: JobSpec) -> str:
+    return f"on {', '.join(spec.hosts)} by ssh" if spec.hosts else "all on this machine"
+
+
 def _size(spec: JobSpec) -> str:
-    return f"{_count(spec.resources.nodes, 'node')} × {_count(spec.procs_per_node, 'process')}, {spec.launcher}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{counted(spec.resources.nodes, 'node')} × {counted(spec.procs_per_node, 'process')}, {spec.launcher}"
 
 
 def plan_text(spec: JobSpec, inherited: Iterable[str]) -> str:
@@ -224,7 +277,9 @@ def plan_text(spec: JobSpec, inherited: Iterable[str]) -> str:
     for node_rank in shown:
         if node_rank - 1 not in shown and node_rank > 0:
             parts.append(_headed(f"nodes 2 to {node_rank - 1}", "# as node 1, with their own numbers\n"))
-        parts.append(_headed(_node_title(spec, node_rank), _node_text(spec, node_rank, frozenset(inherited))))
+        start = _start_text(spec, node_rank, inherited) if spec.hosts else ""
+        text = _node_text(spec, node_rank, frozenset(inherited))
+        parts.append(_headed(_node_title(spec, node_rank), start + text))
     every = "every rank runs, with its output in logs/<attempt>/rank-<rank>.log"
     parts.append(_headed(every, _quoted(command.rank_argv(spec))))
     return "\n".join(parts)
@@ -237,11 +292,26 @@ def _headed(title: str, body: str) -> str:
 def _node_title(spec: JobSpec, node_rank: int) -> str:
     first = node_rank * spec.procs_per_node
     last = first + spec.procs_per_node - 1
-    return f"node {node_rank}: " + (f"rank {first}" if first == last else f"ranks {first} to {last}")
+    host = f" on {spec.hosts[node_rank]}" if spec.hosts else ""
+    return f"node {node_rank}{host}: " + (f"rank {first}" if first == last else f"ranks {first} to {last}")
+
+
+def _start_text(spec: JobSpec, node_rank: int, inherited: Iterable[str]) -> str:
+    """How the agent of a host is started: the very ssh command, and the names of the variables that it takes along."""
+    log = ssh_log(spec, _ATTEMPT, node_rank)
+    words = hosts.ssh_words(spec.hosts[node_rank], spec.ssh_options, remote_words(spec), log)
+    names = ", ".join(sorted(hosts.passed_on(dict.fromkeys(inherited, ""))))
+    told = (
+        f"Over its standard input, and nowhere else, come the agent's command and the values of SLURM_… and CLEANSFT_… "
+        f"of this node and of these variables: {names or 'none'}."
+    )
+    comment = textwrap.fill(told, 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    start = f"# This machine starts the agent by\n{_quoted(words)}{comment}\n"
+    return f"{start}# There the agent sets these variables and runs\n"
 
 
 def _node_text(spec: JobSpec, node_rank: int, inherited: frozenset[str]) -> str:
-    alone = spec.resources.nodes == 1 or spec.executor == "local"
+    alone = spec.resources.nodes == 1 or not spec.is_elsewhere
     address = "127.0.0.1" if alone else "<address of node 0>"
     hosts = tuple(f"<name of node {index}>" for index in range(spec.resources.nodes))
     rendezvous = Rendezvous(f"{_JOB}.{_ATTEMPT}", address, "<free port of node 0>", node_rank, hosts)

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,12 +15,13 @@ from typing import Annotated, Literal
 from launch import places, profiles
 from launch import spec as specs
 from launch.chain import Chain
-from launch.env_file import found_env_file
 from launch.env_settings import env_words_of, with_merged_env
+from launch.hosts import host_problems
 from launch.secret_values import secret_problems
 from launch.site import Container, num_gpus
 from launch.spec import JobSpec, Resources, Watchdog
 from strict_settings import Problem, SettingsError, Source, at_least, build, parse_command_line, read_yaml
+from strict_settings.env_file import found_env_file
 
 MAX_DEFAULT_LEAD_S = 120
 EARLY_SIGNAL_S = 60.0
@@ -33,8 +34,12 @@ class LaunchSettings(Resources):
     """The `launch:` mapping of a settings file, a profile, and the options of `launch submit`."""
 
     executor: Executor = "auto"
-    """slurm, local (N agents on this machine), or auto: slurm where sbatch answers."""
-    launcher: Literal["torchrun", "deepspeed"] = "torchrun"
+    """slurm, local (N agents on this machine, or on hosts), or auto: slurm where sbatch answers, without hosts."""
+    hosts: tuple[str, ...] = ()
+    """Machines without a scheduler, by ssh: each is a node. They share the run directory's disk, and Python's path."""
+    ssh_options: tuple[str, ...] = ()
+    """Words for ssh, in front of the host: [-p, "2222"]."""
+    launcher: Literal["torchrun", "deepspeed", "direct"] = "torchrun"
     """Which program starts the ranks of a node."""
     zero: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage: passes ds_configs/zero<stage>.json on as --deepspeed."""
@@ -91,6 +96,9 @@ class LaunchSettings(Resources):
     def problems(self) -> Iterator[Problem]:
         """What concerns several settings."""
         yield from super().problems()
+        yield from host_problems(self.hosts, self.ssh_options)
+        if self.hosts and self.executor == "slurm":
+            yield Problem("executor", "slurm", "not be given with hosts", "Keep one of them: Slurm chooses the nodes.")
         if self.fsdp and self.zero is not None:
             yield Problem("fsdp", True, "not be given together with zero", "Keep one of them.")
         for line in self.setup:
@@ -112,6 +120,8 @@ class Request:
     script_args: tuple[str, ...] = ()
     launch: tuple[Source, ...] = ()
     """Settings that win over those of profile and file, and over which `options` win."""
+    defaults: tuple[Source, ...] = ()
+    """Settings over which all others win."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
         SettingsError: with every problem of the files and the command line.
     """
     problems: list[Problem] = []
-    sources: list[Source] = []
+    sources: list[Source] = list(request.defaults)
     run_name = output_dir = None
     try:
         if request.profile is not None:
@@ -176,7 +186,14 @@ def read(request: Request, working_dir: Path, home: Path) -> Draft:
     if config is None and settings.script is None:
         config = specs.QUICKSTART_CONFIG
     places = {key: source.where((key,)) for source in sources for key in source.values}
-    return Draft(settings, config, run_name, output_dir, request.name, request.script_args, places)
+    return Draft(_on_hosts(settings, places), config, run_name, output_dir, request.name, request.script_args, places)
+
+
+def _on_hosts(settings: LaunchSettings, given: Collection[str]) -> LaunchSettings:
+    if not settings.hosts:
+        return settings
+    nodes = settings.nodes if "nodes" in given else len(settings.hosts)
+    return dataclasses.replace(settings, executor="local", nodes=nodes)
 
 
 def _config_path(request: Request, working_dir: Path) -> Path | None:
@@ -247,6 +264,8 @@ def resolve(draft: Draft, executor: Literal["slurm", "local"], working_dir: Path
         notify=settings.notify,
         stop_grace_s=settings.stop_grace_s or default_grace_s(lead_s),
         import_once=settings.import_once,
+        hosts=settings.hosts,
+        ssh_options=settings.ssh_options,
         watchdog=settings.watchdog,
         chain=settings.chain or ("requeue" if settings.script is None else "none"),
         max_restarts=settings.max_restarts,
@@ -270,16 +289,16 @@ def _resources(settings: LaunchSettings, executor: str) -> Resources:
         **given
         | {
             "procs_per_node": procs_per_node,
-            "cpus_per_task": cpus or _default_cpus(executor, procs_per_node, settings.nodes),
+            "cpus_per_task": cpus or _default_cpus(settings, executor, procs_per_node),
             "mem_gb": settings.mem_gb or _per_gpu(settings.mem_gb_per_gpu, settings.gpus_per_node),
         }
     )
 
 
-def _default_cpus(executor: str, procs_per_node: int, nodes: int) -> int:
-    if executor == "slurm":
+def _default_cpus(settings: LaunchSettings, executor: str, procs_per_node: int) -> int:
+    if executor == "slurm" or settings.hosts:
         return procs_per_node
-    return max(1, len(os.sched_getaffinity(0)) // nodes)
+    return max(1, len(os.sched_getaffinity(0)) // settings.nodes)
 
 
 def _per_gpu(number: int | None, gpus_per_node: int) -> int | None:

@@ -100,7 +100,7 @@ class JobSpec:
     name: str
     run_dir: str
     executor: Literal["slurm", "local"]
-    launcher: Literal["torchrun", "deepspeed"]
+    launcher: Literal["torchrun", "deepspeed", "direct"]
     resources: Resources
     script: str
     script_args: tuple[str, ...]
@@ -142,13 +142,31 @@ class JobSpec:
     """A `.env` that was found where the job was submitted; two names of it are taken (`launch.env_file`)."""
     resume_args: tuple[str, ...] = ()
     """What `launch resume` has added to the script's arguments."""
+    hosts: tuple[str, ...] = ()
+    """The machines that are the nodes, by ssh; empty: nodes are Slurm's, or agents on this machine."""
+    ssh_options: tuple[str, ...] = ()
+    """Words for ssh, in front of the host."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its nodes are machines of their own: Slurm's, or hosts; not agents on this one."""
+        return self.executor == "slurm" or bool(self.hosts)
 
     @property
     def checks_itself(self) -> bool:
         """Whether the script can check its words (`--check`) without doing anything."""
-        if Path(self.script) == COMMANDS_SCRIPT:
+        if Path(self.script) == self.own(COMMANDS_SCRIPT):
             return bool(self.script_args) and self.script_args[0] in get_args(CheckedCommand)
-        return Path(self.script) == DEFAULT_SCRIPT
+        return self.is_our_trainer
+
+    @property
+    def is_our_trainer(self) -> bool:
+        """Whether the script is ours, sft/train.py: here, or in the copy of the code that the job runs from."""
+        return Path(self.script) == self.own(DEFAULT_SCRIPT)
+
+    def own(self, path: Path) -> Path:
+        """Where a file of these packages stands for the job."""
+        return path if self.code_root is None else Path(self.code_root) / path.relative_to(ROOT)
 
     @property
     def host_python(self) -> str:
@@ -174,6 +192,11 @@ class JobSpec:
         """What no type can hold: names, variables, and paths that Slurm would rewrite."""
         yield from self.resources.problems()
         yield from name_problems(self.name)
+        if self.hosts and self.resources.nodes != len(self.hosts):
+            rule = f"be {len(self.hosts)}, the number of hosts"
+            yield Problem("nodes", self.resources.nodes, rule, "Leave it out, or name as many hosts.")
+        if self.hosts and self.executor == "slurm":
+            yield Problem("hosts", ",".join(self.hosts), "not be given for a job on Slurm", "Slurm chooses the nodes.")
         if any(character in self.run_dir for character in "%\\") or not self.run_dir.isprintable():
             rule = "hold no %, backslash or control character"
             yield Problem("the run directory", self.run_dir, rule, "Slurm rewrites them in paths: choose another one.")
@@ -202,7 +225,8 @@ class JobSpec:
         yield from container.problems()
         if self.executor == "local":
             remedy = "Take the container out, or run the launcher itself inside it."
-            yield Problem("container", container.kind, "not be given where the nodes run on this machine", remedy)
+            where = "with hosts" if self.hosts else "where the nodes run on this machine"
+            yield Problem("container", container.kind, f"not be given {where}", remedy)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for job.json."""
@@ -213,7 +237,7 @@ class JobSpec:
         """The spec that `to_json` gave."""
         lists = {
             name: tuple(data[name] or ())
-            for name in ("script_args", "setup", "resume_args", "modules", "notify", "after")
+            for name in ("script_args", "setup", "resume_args", "modules", "notify", "after", "hosts", "ssh_options")
             if name in data
         }
         nested: dict[str, Any] = {

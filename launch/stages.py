@@ -45,6 +45,8 @@ class StageSettings:
     """Its arguments. `{NAME.output_dir}` is the run directory of stage NAME."""
     after: tuple[str, ...] | None = None
     """The stages that must be complete before; default: the one above it."""
+    launch: Mapping[str, Any] | None = None
+    """Its launch settings: `{nodes: 2}`."""
 
     def problems(self) -> Iterator[Problem]:
         """What concerns several settings."""
@@ -121,10 +123,6 @@ def read_stages(path: str) -> list[Stage]:
 def _stage(name: str, everything: Source, above: Sequence[str]) -> Stage:
     part = everything.part(("stages", name))
     own = dict(part.values)
-    launch = own.pop("launch", None)
-    if launch is not None and not isinstance(launch, Mapping):
-        rule, remedy = "be a mapping", "Write launch: {nodes: 2}."
-        raise SettingsError(Problem(f"stages.{name}.launch", launch, rule, remedy, part.where(("launch",))))
     if isinstance(own.get("args"), list):
         own["args"] = [_word(value) for value in own["args"]]
     settings = build(StageSettings, Source(own, part.name, part.places))
@@ -147,6 +145,8 @@ def _order_problems(stage: Stage, above: Mapping[str, Stage], all_names: Collect
         if name not in above:
             yield Problem(f"stages.{stage.name}.after", name, f"name stages that stand above it: {known}")
     usable = {stage.name, *_before(stage.after, above)}
+    if not all(name in above for name in stage.after):
+        usable |= set(all_names)  # what it follows is not known yet
     for word in stage.settings.args:
         for name, field in _REFERENCE.findall(word):
             if field == _DIRECTORY and name not in usable:

@@ -7,6 +7,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from launch.env_file import secrets_of
 from launch.errors import REFUSED, LaunchError
 from launch.records import make_directory, read_json, write_json, write_text
 from launch.runs import Run
-from launch.spec import DEFAULT_SCRIPT, JobSpec, python_path
+from launch.spec import COMMANDS_SCRIPT, JobSpec, python_path
 
 CHECK_TIMEOUT_S = 60.0
 AUDIT_TIMEOUT_S = 120.0
@@ -66,9 +67,9 @@ def audit_data(spec: JobSpec, environ: Mapping[str, str]) -> str:
     Raises:
         ScriptRefusedError: there are rows that end the run, or no tokenizer; with the audit's message and code.
     """
-    if Path(spec.script) != DEFAULT_SCRIPT:
+    if not spec.is_our_trainer:
         return ""
-    command = [spec.host_python, str(DEFAULT_SCRIPT.with_name("__main__.py")), "audit", "--quick"]
+    command = [spec.host_python, str(spec.own(COMMANDS_SCRIPT)), "audit", "--quick"]
     command += [f"--processes={spec.world_size}", *spec.script_args]
     try:
         result = _run_as_job(command, spec, environ, AUDIT_TIMEOUT_S)
@@ -138,7 +139,12 @@ def write_submission(run: Run, claim: Claim, submission: dict[str, Any], environ
     write_json(run.path / "submission.json", {**submission, **facts})
     claim.with_job(submission["job_id"])
     signature = str((read_json(run.path / "manifest.json") or {}).get("signature", ""))
-    runs.register(runs.registry_path(environ), run.path, run.name, submission["job_id"], signature=signature)
+    registry = runs.registry_path(environ)
+    try:
+        runs.register(registry, run.path, run.name, submission["job_id"], signature=signature)
+    except OSError as error:  # the job is on its way: what it is called is told all the same
+        told = f"warning: {registry} cannot be written: {error.strerror}. `list` will not show this run"
+        print(f"{told}; name it by its folder, {run.path}.", file=sys.stderr)
 
 
 @contextmanager

@@ -103,6 +103,11 @@ def runs_of(folder: Path) -> list[tuple[Run, Mapping[str, str]]]:
     ]
 
 
+def task_id(array_id: str, run_dir: Path) -> str:
+    """The job of a run of a sweep that is an array: `7_3`. Pure."""
+    return f"{array_id}_{run_dir.name}"
+
+
 def result_of(run: Run) -> dict[str, Any]:
     """What came of a run: its best `eval_loss`, the last `loss` and `step`; None for what was not logged."""
     records = read_log(run.path / "training_log.json", LOG_BYTES)

@@ -18,11 +18,11 @@ from launch import processes, sweep
 from launch.claims import latest_claim
 from launch.errors import LaunchError
 from launch.records import read_json
-from launch.runs import Run
+from launch.runs import Run, note_cancelled
 from launch.spec import JobSpec, python_path
 from launch.submit import local_job_id, start_detached, start_here, write_submission
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S, END_TIMEOUT_S = 30.0, 5.0
 _POLL_S = 0.2
 
 
@@ -36,13 +36,28 @@ def start(folder: Path, run_dirs: Sequence[Path], environ: Mapping[str, str]) ->
     own = {"CLEANSFT_JOB_ID": job_id, "PYTHONPATH": python_path(environ)}
     log = folder / "sweep.log"
     command = [sys.executable, "-u", "-m", "launch.sweep_runner", str(folder)]
-    start_detached(command, log, {**environ, **own}, ["CLEANSFT_JOB_ID"])
+    runner = start_detached(command, log, {**environ, **own}, ["CLEANSFT_JOB_ID"])
     deadline = time.monotonic() + START_TIMEOUT_S
     while not all((run_dir / "submission.json").exists() for run_dir in run_dirs):
         if time.monotonic() > deadline:
+            _end(runner["pid"], run_dirs)
             raise LaunchError(f"the sweep's runner did not begin within {START_TIMEOUT_S:.0f} s; {log} says why.")
         time.sleep(0.05)
     return job_id
+
+
+def _end(pid: int, run_dirs: Sequence[Path]) -> None:
+    """Ends a runner that was too slow, with what it has started meanwhile: the folders of its runs are taken back."""
+    processes.send([pid], signal.SIGTERM)
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while processes.start_ticks(pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes.send([pid], signal.SIGKILL)
+    for run_dir in run_dirs:
+        if submission := Run(run_dir).submission:
+            note_cancelled(run_dir, "its sweep did not begin in time")
+            if not submission.get("waits"):
+                processes.send([submission["pid"]], signal.SIGTERM)
 
 
 class Runner:

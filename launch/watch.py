@@ -12,9 +12,9 @@ from typing import Any
 from launch import processes
 from launch.errors import HANG, OK, PEER_LOST, STOPPED, reason_of
 from launch.hang import Finding, examine
+from launch.logs import TAIL_LINES, read_tail
 from launch.notes import LINES_INTERVAL_S, LineClock, ProgressNotes
-from launch.rank import TAIL_LINES, read_tail
-from launch.records import read_json, write_json
+from launch.records import read_json, telling_failure, write_json
 from launch.spec import JobSpec
 from launch.watchdog import Stillness
 from node_board import NodeBoard, Slot
@@ -113,7 +113,9 @@ class NodeWatch:
         """Writes down what each rank was doing, ends them all, and records it as a hang."""
         slots = [slot for slot in self.board.slots() if slot.pid]
         still_s = {self._rank(slot): self._stillness.still_s(slot) for slot in slots}
-        write_json(self._records / "hang.json", {"node": self._node, "host": socket.gethostname(), "at": time.time()})
+        with telling_failure():
+            record = {"node": self._node, "host": socket.gethostname(), "at": time.time()}
+            write_json(self._records / "hang.json", record)
         pids = {self._rank(slot): slot.pid for slot in slots}
         logs = {rank: self._logs / f"rank-{rank}.log" for rank in pids}
         findings = examine(pids, logs, self._spec.python)
@@ -146,7 +148,8 @@ class NodeWatch:
             "tail": text.splitlines()[-TAIL_LINES:],
             "ended_at": time.time(),
         }
-        write_json(path, identity | record | end)
+        with telling_failure():
+            write_json(path, identity | record | end)
 
     def _told(self, silent_hosts: Mapping[str, int]) -> str:
         """Hosts that do not answer, by the names under which their agents came to the meeting."""
@@ -178,7 +181,8 @@ class NodeWatch:
         )
         record = {"rank": rank, "host": host, "slowness": slot.slowness, "slow_phase": slot.slow_phase or None}
         record |= {"step": slot.step, "at": time.time()}
-        write_json(self._records / f"slow-{rank}.json", record)
+        with telling_failure():  # a full disk is no reason to end ranks that compute
+            write_json(self._records / f"slow-{rank}.json", record)
 
     def close(self) -> None:
         """Notes the last lines and how far the ranks came, and lets go of the board."""

@@ -12,6 +12,7 @@ if __name__ == "__main__" and not __package__:
     # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from sft.env_file import take_secrets
 from sft.errors import SftError
 from strict_settings import Problem, SettingsError
 
@@ -31,6 +32,10 @@ USAGE = """usage: python -m sft COMMAND …
 
 `python -m sft COMMAND --help` tells more. Exit codes: 0 done, 2 settings, 3 data.
 """
+
+
+_WITHOUT_SECRETS = ("import-config", "report", "settings")
+"""Commands that ask neither a tracker nor the hub."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -58,6 +63,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")  # data may hold what the terminal's encoding does not
+    if given[0] not in _WITHOUT_SECRETS:
+        take_secrets()
     try:
         return commands[given[0]](given[1:])
     except (SettingsError, SftError) as error:
@@ -131,6 +138,9 @@ def _report(words: Sequence[str]) -> int:
 
 
 def _settings(words: Sequence[str]) -> int:
+    if words and words[0] in ("--help", "-h"):
+        print("usage: python -m sft settings\n\nEvery setting of a run, as Markdown: the page docs/settings.md.")
+        return 0
     if words:
         raise SettingsError(Problem("the word", words[0], "be left out", "`python -m sft settings` takes none."))
     from sft.settings_page import settings_page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from sft.masking import Masker
 from sft.metrics import METRICS, Metric, answer_of, regex_match
 from sft.model import set_stop_tokens
 from sft.model_check import Collation, prepare_model
-from sft.model_subject import ModelSubject, number_option
+from sft.model_subject import ModelSubject, decoding_number
 from sft.questions import SMALL_TALK, Question, questions_of
 from sft.rows import BadRow, BadRows
 from sft.scoring import Scorer
@@ -95,8 +96,11 @@ class Answering:
                 bad_rows.finish(len(own))
         self._own_stops |= masker.stop_token_ids
         num_questions, num_bad = world.sum(len(found), bad_rows.count)
+        if num_bad > args.max_bad_rows:
+            told = f"{num_bad:.0f} rows cannot be used. That is more than max_bad_rows: {args.max_bad_rows}."
+            raise DataError(f"{bad_rows.report()}\n{told}".lstrip())
         if not num_questions:
-            raise DataError(f"no row can be asked; there must be one. {bad_rows.report()}")
+            raise DataError(f"no row of the data can be asked; there must be one. {bad_rows.report()}".rstrip())
         return found, int(num_bad)
 
     def generate(self, questions: Sequence[Question], decoding: Decoding) -> list[Generated | None]:
@@ -148,10 +152,10 @@ def decoding_of(options: argparse.Namespace, args: Args, room: int) -> Decoding:
     """
     default = str(min(DEFAULT_NEW_TOKENS, room // 2))
     return Decoding(
-        int(number_option("max-new-tokens", options.max_new_tokens or default, low=1, high=room, whole=True)),
-        number_option("temperature", options.temperature, low=0),
-        number_option("top-p", options.top_p, low=1e-6, high=1),
-        int(number_option("top-k", options.top_k, low=0, whole=True)),
+        int(decoding_number("max-new-tokens", options.max_new_tokens or default, high=room)),
+        decoding_number("temperature", options.temperature),
+        decoding_number("top-p", options.top_p),
+        int(decoding_number("top-k", options.top_k)),
         args.seed,
     )
 
@@ -186,8 +190,10 @@ def scored(
     if is_asked and generated is None:  # no answer matches nothing, not even an empty reference
         scores = {name: None if score is None else 0.0 for name, score in scores.items()}
     documents = question.documents if loss is not None else ()
+    num_truncated, num_dropped = (question.num_truncated, question.num_dropped) if loss is not None else (0, 0)
     return {
         "row": question.row,
+        "question_sha256": question.sha256,
         "source": question.source,
         "prompt": question.prompt,
         "reference": question.reference,
@@ -197,7 +203,9 @@ def scored(
         "unanswered": is_asked and generated is None,
         "new_tokens": len(generated.token_ids) if generated is not None else None,
         "metrics": scores,
-        "loss_sum": loss if documents else None,
+        "loss_sum": loss if documents and loss is not None and math.isfinite(loss) else None,
         "loss_weight": sum(document.total_weight for document in documents),
         "trained_tokens": sum(document.num_trained_tokens for document in documents),
+        "truncated": num_truncated,
+        "dropped": num_dropped,
     }

@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from sft.errors import DataError
 from sft.formats import Conversation, Message
 from sft.generation import Decoding, Generator
 from sft.inspection import Inspected, pieces
-from sft.masking import Masker
+from sft.masking import Masker, MaskError
 from sft.painting import Brush, legend, painted, visible
+from sft.values import check_text
 
 HELP = """/system TEXT  the system prompt from now on; alone: shows it; /system none: none
 /reset        begins anew, with the same system prompt
@@ -53,12 +55,25 @@ class Chat:
         self._brush = brush
 
     def hear(self, line: str) -> bool:
-        """Answers a line, or does what it says; False where it ends the conversation."""
-        word, _, rest = line.strip().partition(" ")
+        """Answers a line, or does what it says; False where it ends the conversation. What the template refuses is
+        said, and the conversation is as it was."""
+        try:
+            check_text(line, "the line")
+        except DataError:
+            self._say("that line is not UTF-8; it is left out.\n")
+            return True
+        try:
+            return self._heard(line.strip())
+        except MaskError as error:
+            self._say(f"{visible(str(error))}\n")
+            return True
+
+    def _heard(self, line: str) -> bool:
+        word, _, rest = line.partition(" ")
         if not word:
             return True
         if not word.startswith("/"):
-            self._answer(line.strip())
+            self._answer(line)
             return True
         actions: dict[str, Callable[[str], None]] = {
             "/system": self._set_system,
@@ -77,7 +92,11 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         self.messages.append({"role": "user", "content": text})
-        _, prompt = self._masker.prompt(self._conversation())
+        try:
+            _, prompt = self._masker.prompt(self._conversation())
+        except MaskError:
+            self.messages.pop()
+            raise
         if len(prompt) + self._decoding.max_new_tokens > self._room:
             self.messages.pop()
             self._say(
@@ -101,8 +120,9 @@ class Chat:
         if not any(message["role"] == "assistant" for message in self.messages):
             self._say("nothing has been answered yet.\n")
             return
+        documents = self._masker.documents(self._conversation())
         self._say(f"{legend(self._brush)}\n")
-        for number, document in enumerate(self._masker.documents(self._conversation())):
+        for number, document in enumerate(documents):
             everything = tuple(range(len(document)))
             view = Inspected(0, number, "this conversation", "messages", document, everything, None)
             self._say(f"{painted(view, pieces(view, self._masker), self._brush, is_full=True)}\n")

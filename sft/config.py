@@ -76,7 +76,7 @@ class Args:
     columns: dict[str, str] = field(default_factory=dict)
     """What our columns are called in your files: `{prompt: ask, response: reply}` or `{messages: dialog}`."""
     max_train_samples: PositiveInt | None = None
-    """Take only the first rows of `train_file`."""
+    """Take only the first rows of each file, folder or hub name that is trained on."""
     max_eval_samples: PositiveInt | None = None
     """Take only the first rows of `eval_file`."""
     max_length: Annotated[int, at_least(2)] = 2048

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from tqdm import tqdm
 from sft.claims import claimed
 from sft.encoding import Encoded, Encoding, Numbered, Task, Workers
 from sft.errors import StorageError
+from sft.rows import BadRow
 from sft.sources import read_rows, source_files, unparsed_rows
 from sft.storage import new_folder, storage_errors
 from sft.token_columns import MANIFEST, TokenColumns, read_manifest, write_columns
 
-ENCODER_VERSION = 4
+ENCODER_VERSION = 5
 """To be raised with every change that changes tokens, masks or columns."""
 ROWS_PER_BLOCK = 8192
 POLL_S = 0.5
@@ -152,7 +153,8 @@ class EncodingCache:
                 _Making(final, source, encoding, num_processes, self._say).run()
             else:
                 self._wait(final, source)
-        return Encoded.open(final)
+        found = Encoded.open(final)
+        return replace(found, bad=_with_names(found.bad, source))
 
     def _wait(self, final: Path, source: Source) -> None:
         started = said = time.monotonic()
@@ -224,7 +226,7 @@ class _Making:
     def _encode_block(self, block: Path, rows: Iterator[Numbered], workers: Workers) -> None:
         parts: list[Encoded] = []
         for part in workers.encode(rows):
-            parts.append(part)
+            parts.append(replace(part, bad=_without_names(part.bad, self._source)))
             self._progress.update(part.counts["rows"])
         self._write(block, (part.columns for part in parts), (part.info() for part in parts))
 
@@ -246,6 +248,33 @@ class _Making:
 def _skip(rows: Iterator[Numbered]) -> None:
     for _ in rows:
         pass
+
+
+def _names_of(source: Source) -> list[str]:
+    """What the places of its rows begin with."""
+    return [str(path) for path in source_files(source.name)] or [source.name]
+
+
+def _without_names(rows: Sequence[BadRow], source: Source) -> list[BadRow]:
+    """With the number of a file for its name: a folder is found by content, which may lie elsewhere by then."""
+    if not rows:
+        return []  # the usual case, in which no folder need be listed
+    numbers = {name: str(number) for number, name in enumerate(_names_of(source))}
+    return [_renamed(row, numbers) for row in rows]
+
+
+def _with_names(rows: Sequence[BadRow], source: Source) -> list[BadRow]:
+    """What `_without_names` made, with the names that the files have now."""
+    if not rows:
+        return []
+    names = {str(number): name for number, name in enumerate(_names_of(source))}
+    return [_renamed(row, names) for row in rows]
+
+
+def _renamed(row: BadRow, names: Mapping[str, str]) -> BadRow:
+    name = next((name for name in names if row.source.startswith((f"{name}:", f"{name}["))), None)
+    # A folder may have got another file since.
+    return row if name is None else replace(row, source=names[name] + row.source.removeprefix(name))
 
 
 def _sum(infos: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,9 +23,21 @@ class Proof:
     """What was compared."""
 
     difference: float
-    """The largest of any logit, as a share of the largest logit."""
+    """The largest of any logit from what was trained, in the same number format, as a share of the largest logit."""
     num_tokens: int
-    template_is_same: bool
+    dtype: torch.dtype
+    rounding: float
+    """The same from what was trained, in float32."""
+
+    def __str__(self) -> str:
+        close = f"to {self.difference:.1g} of the largest"
+        if self.dtype == torch.float32:
+            return f"the logits of {self.num_tokens} tokens are those of the training {close}"
+        name = str(self.dtype).removeprefix("torch.")
+        return (
+            f"the logits of {self.num_tokens} tokens are those of the trained weights in {name} {close}, and differ by "
+            f"{self.rounding:.1g} from those in float32"
+        )
 
 
 @torch.no_grad()
@@ -40,16 +52,24 @@ def probe_logits(model: Any, dtype: torch.dtype) -> Tensor:
 
 
 def prove(
-    folder: Path, expected: Tensor, template: str, dtype: torch.dtype, *, tolerance: float, adapter_base: Any = None
+    folder: Path,
+    expected: Tensor,
+    template: str,
+    dtype: torch.dtype,
+    *,
+    tolerance: float,
+    exact: Tensor,
+    adapter_base: Any = None,
 ) -> Proof:
     """Loads an exported folder with transformers, and compares logits and chat template.
 
     Args:
         folder: what was exported.
-        expected: `probe_logits` of what was trained.
+        expected: `probe_logits` of what was trained, in `dtype`.
         template: of the training.
         dtype: of the weights.
         tolerance: how far logits may differ, as a share of the largest.
+        exact: the same in float32.
         adapter_base: the model that an exported adapter belongs to.
 
     Raises:
@@ -63,14 +83,14 @@ def prove(
         model = PeftModel.from_pretrained(adapter_base, str(folder))
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    difference = relative_difference(probe_logits(model, dtype), expected)
+    found = probe_logits(model, dtype)
+    difference = relative_difference(found, expected)
     same = AutoTokenizer.from_pretrained(folder).chat_template == template
     if not difference <= tolerance or not same:
         what = f"logits that differ by {difference:.2g} of the largest" if same else "another chat template"
-        raise SftError(
-            f"{folder} has {what}; it must give what was trained. Do not use it, and please report how it was made."
-        )
-    return Proof(difference, len(expected), same)
+        remedy = "It was not kept; --no-check keeps it. Please report how it was made."
+        raise SftError(f"what was written has {what}; it must give what was trained. {remedy}")
+    return Proof(difference, len(expected), dtype, relative_difference(found, exact))
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +31,21 @@ def main(words: Sequence[str]) -> int:
     if folder.resolve() == run.resolve() or (folder.is_dir() and any(folder.iterdir())):
         remedy = "Name another folder with --output."
         raise SettingsError(Problem("--output", str(folder), "be a folder that is not there, or empty", remedy))
+    if options.push:
+        _require_pushable(options.push)
+    elif options.public:
+        raise SettingsError(Problem("--public", True, "come with --push", "Leave it out, or say where to with --push."))
     if options.push and not options.yes:
         _ask_for_consent(options.push, is_public=options.public)
     if options.check:
         return 0
-    proof = _export(options, run, folder, shard_bytes)
+    with _new(folder) as temporary:
+        proof = _export(options, run, temporary, folder.name, shard_bytes)
     print(f"written: {folder}")
     if proof is not None:
-        print(
-            f"checked: loaded with transformers, its logits are those of the training to {proof.difference:.1g} "
-            f"({proof.num_tokens} tokens), its chat template to the byte"
-        )
-    print("for GGUF: llama.cpp's convert_hf_to_gguf.py reads a whole model's folder")
+        print(f"checked: loaded with transformers, {proof}; the chat template is that of the training to the byte")
+    if (folder / "config.json").is_file():
+        print("for GGUF: llama.cpp's convert_hf_to_gguf.py reads this folder")
     if options.push:
         _push(folder, options.push, is_public=options.public)
     return 0
@@ -60,7 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--merge", action="store_true", help="with LoRA: the whole model, the adapter added")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of a whole model (default: the run's)")
-    parser.add_argument("--max-shard-gb", metavar="N", default="5", help="of a weights file (default %(default)s)")
+    parser.add_argument(
+        "--max-shard-gb",
+        metavar="N",
+        default="5",
+        help="of a weights file; a layer is never split (default %(default)s)",
+    )
     parser.add_argument("--license", metavar="NAME", help="for the model card, such as apache-2.0")
     parser.add_argument("--no-check", action="store_true", help="do not load what was written and compare it")
     parser.add_argument("--check", action="store_true", help="check these words, and end")
@@ -70,27 +80,63 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(options: argparse.Namespace, run: Path, folder: Path, shard_bytes: int) -> Proof | None:
+@contextlib.contextmanager
+def _new(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside it, which takes its place when the body ends well and disappears when it does not.
+
+    Raises:
+        StorageError: it cannot be made, or is not empty any more.
+    """
+    from sft.storage import publish, storage_errors
+
+    target = folder.resolve()  # of a link, where it leads
+    temporary = target.with_name(f".{target.name}.tmp")
+    with storage_errors(folder, "--output"):
+        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+        temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        with storage_errors(folder, "--output"):
+            publish(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _export(options: argparse.Namespace, run: Path, folder: Path, name: str, shard_bytes: int) -> Proof | None:
     import torch
 
     from sft.export import export_adapter, export_whole
+    from sft.model import require_mergeable
     from sft.trained_weights import run_arguments, weights_of
     from sft.world import World
 
     args = run_arguments(run)
+    if args.lora.enabled and not options.merge:
+        _refuse_for_adapters(options)
     if options.merge and not args.lora.enabled:
         raise SettingsError(Problem("--merge", True, "come with a run that trained an adapter", "Leave it out."))
     world = World(0, 0, 1, torch.device("cpu"))
     weights = weights_of(run, options.source, world)
     is_adapter = args.lora.enabled and not options.merge
+    if options.merge:
+        require_mergeable(weights.model, "--merge")
     dtype = torch.float32 if is_adapter else _dtype(options.dtype, weights.save_dtype)
     if is_adapter:
         export_adapter(weights, weights.tokenizer, folder, world)
     else:
         export_whole(weights, weights.tokenizer, folder, world, dtype, shard_bytes)
     proof = None if options.no_check else _proof(weights, folder, dtype, run, args, is_adapter=is_adapter)
-    _write_card(weights, folder, run, args, options.license, proof)
+    _write_card(weights, folder, name, run, args, options.license, proof)
     return proof
+
+
+def _refuse_for_adapters(options: argparse.Namespace) -> None:
+    for name in ("dtype", "max_shard_gb"):
+        value = getattr(options, name)
+        if value != _parser().get_default(name):
+            remedy = "It is one file in float32; or add --merge, for the whole model."
+            raise SettingsError(Problem(f"--{name.replace('_', '-')}", value, "be left out for an adapter", remedy))
 
 
 def _dtype(name: str, default: Any) -> Any:
@@ -110,34 +156,61 @@ def _proof(weights: TrainedWeights, folder: Path, dtype: Any, run: Path, args: A
     is_merged = args.lora.enabled and not is_adapter
     if is_merged:
         model = model.merge_and_unload()
-    expected = probe_logits(model, dtype)
+    exact = probe_logits(model, torch.float32)
+    expected = exact if dtype == torch.float32 else probe_logits(model, dtype)
     base = base_model(run, args, weights.tokenizer).model if is_adapter else None
     tolerance = ROUNDED_TOLERANCE if is_merged and dtype != torch.float32 else TOLERANCE
     template = weights.tokenizer.chat_template
-    return prove(folder, expected, template, dtype, tolerance=tolerance, adapter_base=base)
+    return prove(folder, expected, template, dtype, tolerance=tolerance, exact=exact, adapter_base=base)
 
 
 def _write_card(
-    weights: TrainedWeights, folder: Path, run: Path, args: Args, license_name: str | None, proof: Proof | None
+    weights: TrainedWeights,
+    folder: Path,
+    name: str,
+    run: Path,
+    args: Args,
+    license_name: str | None,
+    proof: Proof | None,
 ) -> None:
-    from sft.model_card import model_card
-    from sft.run_files import evaluations_of, records_of
+    from sft.model_card import Told, model_card
+    from sft.run_files import data_of, evaluations_of, records_of
     from sft.storage import write_text
 
     card = model_card(
-        name=folder.name,
+        name=name,
         args=args,
-        records=records_of(run),
-        evaluations=evaluations_of(run),
+        told=Told(records_of(run), evaluations_of(run), data_of(run)),
         template=str(weights.tokenizer.chat_template),
         step=weights.step,
         license_name=license_name,
-        difference=proof.difference if proof is not None else None,
+        proof=str(proof) if proof is not None else None,
         is_adapter=(folder / "adapter_config.json").is_file(),
     )
     if card.plot is not None:
         write_text(folder / "loss.svg", card.plot)
     write_text(folder / "README.md", card.text)
+
+
+def _require_pushable(name: str) -> None:
+    """
+    Raises:
+        SettingsError: it is no name on the hub, or nobody is logged in there.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    rule = "be a name on the hub, as owner/model"
+    if name.count("/") != 1:
+        raise SettingsError(Problem("--push", name, rule))
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise SettingsError(Problem("--push", name, rule, f"{error}")) from error
+    if get_token() is None:
+        remedy = "Set HF_TOKEN, also in a `.env` of mode 0600, or run `hf auth login`."
+        raise SettingsError(Problem("--push", name, "come with a token of the hub", remedy))
 
 
 def _ask_for_consent(name: str, *, is_public: bool) -> None:
@@ -154,12 +227,31 @@ def _ask_for_consent(name: str, *, is_public: bool) -> None:
 
 
 def _push(folder: Path, name: str, *, is_public: bool) -> None:
+    """
+    Raises:
+        SettingsError: there is such a repository, and others see it than was agreed to.
+        StorageError: the hub does not take it.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    try:
+    with _hub_errors(folder, name):
         api.create_repo(name, private=not is_public, exist_ok=True)
+        is_private = bool(api.repo_info(name).private)  # one that was there stays as it was
+    if is_private == is_public:
+        agreed, found = ("public", "private") if is_public else ("private", "public")
+        remedy = f"It is there and {found}; nothing was uploaded. Change that there, or name another. See {folder}."
+        raise SettingsError(Problem("--push", name, f"be {agreed}, as was agreed to", remedy))
+    with _hub_errors(folder, name):
         api.upload_folder(repo_id=name, folder_path=str(folder))
-    except Exception as error:  # the library raises many kinds; its own words are the best there are
-        raise StorageError(f"{name} cannot be uploaded: {error} The folder is at {folder}.") from error
     print(f"uploaded: https://huggingface.co/{name}")
+
+
+@contextlib.contextmanager
+def _hub_errors(folder: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the library raises many kinds; its own words are the best there are
+        raise StorageError(
+            f"{name} cannot be uploaded: {str(error).rstrip('. ')}. The folder is at {folder}."
+        ) from error

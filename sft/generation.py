@@ -93,7 +93,9 @@ class Generator:
                 ids = self._run([prompts[each] for each in part], [numbers[each] for each in part], decoding)
                 for each, row in zip(part, ids, strict=True):
                     found[each] = self._cut(row)
-        return [each for each in found if each is not None]
+        answers = [each for each in found if each is not None]
+        assert len(answers) == len(prompts)  # each stands in its prompt's place
+        return answers
 
     def stream(
         self, prompt: Sequence[int], decoding: Decoding, on_token: Callable[[int], bool], number: int = 0

@@ -33,8 +33,9 @@ class Candidate:
 
     @property
     def mean(self) -> float:
-        """Over the rows that it saw."""
-        return float(np.mean(self.scores))
+        """Over the rows that it saw; minus infinity where a score is no finite number, so that it is nobody's best."""
+        found = float(np.mean(self.scores))
+        return found if math.isfinite(found) else -math.inf
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,25 @@ Scores = Callable[[int, Sequence[int]], Sequence[float]]
 def best_of(num_candidates: int, num_rows: int, scores: Scores, *, seed: int = 0) -> Outcome:
     """Finds the best candidate.
 
-    With 12 candidates it scores at most 48 % of what scoring them all on all rows would take.
+    With 12 candidates and at least 4 rows it scores at most 48 % of what scoring them all on all rows would take.
 
     Args:
         num_candidates: at least 1.
         num_rows: at least 1; the more, the smaller differences are found.
-        scores: asked for each candidate and some rows at a time, never twice for the same.
+        scores: asked for each candidate and some rows at a time, never twice for the same. A candidate with a score
+            that is not finite is the worst.
         seed: of the order of the rows.
     """
     order = [int(row) for row in np.random.default_rng(seed).permutation(num_rows)]
     everyone = [Candidate(number) for number in range(num_candidates)]
     staying = everyone
     for part in range(1, ROUNDS + 1):
-        rows = order[len(staying[0].scores) : math.ceil(num_rows * part / ROUNDS)]
+        # Rounded down, as the first rounds are those of many candidates; but none is judged by no row.
+        rows = order[len(staying[0].scores) : max(1, num_rows * part // ROUNDS)]
         for candidate in staying if rows else ():
             candidate.scores += scores(candidate.number, rows)
         ranked = sorted(staying, key=lambda each: (-each.mean, each.number))
-        if part == ROUNDS:
+        if part == ROUNDS or not math.isfinite(ranked[0].mean):
             staying = ranked
             break
         close = [each for each in ranked if each is ranked[0] or _p(ranked[0], each) >= CLEARLY]
@@ -93,10 +96,16 @@ def best_of(num_candidates: int, num_rows: int, scores: Scores, *, seed: int = 0
 
 def _p(best: Candidate, other: Candidate) -> float:
     """How likely a gap as large is by luck; both have seen the same rows."""
+    if not math.isfinite(other.mean):
+        return float(best.mean == other.mean)
     return sign_flip_p(np.subtract(best.scores, other.scores))
 
 
 def behind(best: Candidate, other: Candidate) -> Comparison:
-    """How far the other's mean is behind, on the rows that both have seen."""
+    """How far the other's mean is behind, on the rows that both have seen: infinitely, where one alone has a score that
+    is not finite."""
     number = min(len(best.scores), len(other.scores))
+    if not (math.isfinite(best.mean) and math.isfinite(other.mean)):
+        gap = 0.0 if best.mean == other.mean else math.inf
+        return Comparison(gap, gap, gap, float(gap == 0), number)
     return compare(best.scores[:number], other.scores[:number])

@@ -89,7 +89,7 @@ class History:
         if self._writer is not None:
             self._writer.close()
         if self._tracker is not None:
-            self._tracker.close()
+            self._tracker.close(_exit_code(exception[1]))
 
     def start(self, first_step: int) -> None:
         """Takes up the records of an earlier attempt up to `first_step`, and opens TensorBoard and the bar."""
@@ -203,6 +203,13 @@ class History:
                 self._tracker.take(list(self.records))
             self._flushed_at = time.monotonic()
             self._is_behind = False
+
+
+def _exit_code(error: object) -> int:
+    """The code with which the attempt is going to end, for what ended it; 0 for nothing."""
+    if error is None:
+        return 0
+    return int(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
 
 
 def _whole_records(text: str) -> list[Record]:

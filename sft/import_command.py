@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sft.arguments import load_args
 from sft.migration.mapping import imported
 from sft.migration.text import report_text, settings_text
-from sft.migration.tools import TOOLS, tool_of
+from sft.migration.tools import TOOLS, num_known, tool_of
 from sft.storage import storage_errors
 from strict_settings import Problem, SettingsError, read_yaml
 
@@ -27,7 +27,10 @@ def main(words: Sequence[str]) -> int:
     else:
         _write(Path(options.output), text)
     print(report_text(found), file=sys.stderr)
-    if options.output is not None:
+    _tell_of_another(num_known(source.values), tool.name)
+    if options.output is None:
+        print("These settings are not checked; with --output RUN.yaml they are.", file=sys.stderr)
+    else:
         _check(options.output)
     return 0
 
@@ -55,6 +58,14 @@ def _write(path: Path, text: str) -> None:
         raise SettingsError(Problem("--output", str(path), "be a new file", "Remove it, or name another."))
     with storage_errors(path, "--output"), path.open("x", encoding="utf-8") as file:
         file.write(text)
+
+
+def _tell_of_another(counts: Mapping[str, int], chosen: str) -> None:
+    """Says where `--from` names a trainer that knows fewer of the keys than another does."""
+    most = max(counts, key=lambda name: counts[name])
+    if counts[most] > counts[chosen]:
+        told = f"{counts[most]} of its keys are known to {TOOLS[most].title}, {counts[chosen]} to {TOOLS[chosen].title}"
+        print(f"{told}. Is --from {most} meant?", file=sys.stderr)
 
 
 def _check(path: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from sft.config import Args
 from sft.model import build_model
+from sft.run_files import has_final_model
 from sft.tokenizer import cannot_load
 from sft.world import has_bf16
 from strict_settings import Problem, SettingsError
@@ -51,8 +52,7 @@ def load_model(args: Args, tokenizer: Any, device: torch.device) -> Loaded:
 
 
 def _refuse_unfinished(folder: Path) -> None:
-    has_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-    if not has_model and (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() and not has_final_model(folder):
         remedy = f"Make one of its newest checkpoint: python -m sft export {folder} --output {folder}-model"
         raise SettingsError(Problem("MODEL", str(folder), "hold a finished model", remedy))
 

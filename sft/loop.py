@@ -10,8 +10,10 @@ accumulation. The loop knows no kind of parallelism: that is the engine's affair
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -247,7 +249,11 @@ def stopped_message(run: Training, state: RunState) -> str:
     reason = run.world.heartbeat.stop_reason
     by = reason if reason is not None else "another rank, which was told to stop"
     saved = f"after step {state.step} of {run.plan.num_steps}; {run.checkpoints.path(state.step)} is saved"
-    return f"stopped by {by}, {saved}. The same command goes on from there."
+    folder = Path(run.args.output_dir)
+    who = "The same command"
+    if (folder / "job.json").is_file():
+        who = f"The launcher, or `python -m launch resume {shlex.quote(str(folder))}`,"
+    return f"stopped by {by}, {saved}. {who} goes on from there."
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +12,22 @@ from decimal import Decimal, InvalidOperation
 Metric = Callable[[str, str], float | None]
 """(answer, reference) → 0 to 1; None where the reference is none of the kind that it measures."""
 
-_THOUGHT_END = re.compile(r".*</think(?:ing)?>", re.DOTALL)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WORD = re.compile(r"[^\W_]+")
-_NUMBER = re.compile(r"[-+−]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_MARKED = re.compile(r"####\s*(.+)")
+_THOUGHT_END = re.compile(r"</think(?:ing)?>")
+_ARTICLES = ("a", "an", "the")
+_CURRENCY = "$€£¥"
+_NUMBER = re.compile(
+    # A sign is none behind a letter, a digit, or what ends a number: `5-10`, `x-3`, `5 %-10 %`, `$5-$10`.
+    rf"(?:(?<![^\W_])(?<![%)\]])(?<!\d[{_CURRENCY}])(?P<sign>[-+−])(?:[{_CURRENCY}] ?)?)?"
+    # Commas stand before three digits each: `1,234`, but `1,2,3` are three numbers.
+    r"(?P<digits>(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![^\W_])(?<!\.)\.\d+)(?:[eE][-+]?\d+)?)"
+)
+_ALONE = re.compile(rf"[{_CURRENCY}%\s]*(?:{_NUMBER.pattern})[{_CURRENCY}%.\s]*")
+_MARK = "####"
 
 
 def answer_of(generation: str) -> str:
     """What a generation says in the end: what stands behind its thoughts (`</think>`), without white space around."""
-    return _THOUGHT_END.sub("", generation, count=1).strip()
+    return _THOUGHT_END.split(generation)[-1].strip()
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -35,9 +42,27 @@ def normalised_match(answer: str, reference: str) -> float:
 
 def normalised(text: str) -> str:
     """Without case, punctuation, English articles and repeated white space (Rajpurkar et al., "SQuAD", 2016); any
-    script's punctuation counts."""
-    kept = "".join(each for each in text.casefold() if not unicodedata.category(each).startswith("P"))
-    return " ".join(_ARTICLES.sub(" ", kept).split())
+    script's punctuation counts, and ASCII's symbols. What Unicode calls compatible (NFKC) is the same."""
+    kept = "".join(each for each in _folded(text) if not _is_punctuation(each))
+    return " ".join(word for word in kept.split() if word not in _ARTICLES)
+
+
+def _folded(text: str) -> str:
+    """Without case, in one spelling of each character."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+def _words(text: str) -> list[str]:
+    """Runs of letters, digits and marks such as vowel signs, of any script, without case."""
+    return "".join(each if _is_of_a_word(each) else " " for each in _folded(text)).split()
+
+
+def _is_of_a_word(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character).startswith("M")
 
 
 def token_f1(answer: str, reference: str) -> float:
@@ -49,8 +74,8 @@ def token_f1(answer: str, reference: str) -> float:
 
 def rouge_l(answer: str, reference: str) -> float:
     """F-measure of the longest common subsequence of words (Lin, "ROUGE", 2004), without stemming. Words are runs of
-    letters and digits of any script, without case."""
-    found, wanted = (_WORD.findall(text.casefold()) for text in (answer, reference))
+    letters, digits and marks of any script, without case; a script without spaces has a word where it has a clause."""
+    found, wanted = _words(answer), _words(reference)
     return _f1(longest_common_subsequence(found, wanted), len(found), len(wanted))
 
 
@@ -74,25 +99,36 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
 
 
 def numeric_match(answer: str, reference: str) -> float | None:
-    """1 if the answer's number is the reference's, as numbers: `1,000.0` is `1000`. The number stands behind `####`
-    (GSM8K); where an answer has no such mark, its last number counts. None where the reference is no number itself and
-    marks none."""
-    marked = _MARKED.findall(reference)
-    wanted = _number(marked[-1] if marked else reference, is_alone=not marked)
+    """1 if the answer's number is the reference's, as numbers: `1,000.0` is `1000`. The number is the last one of the
+    line behind `####` (GSM8K); where that line has none, as of a Markdown heading, the last one of all that follows;
+    where an answer has none there either, its last one. None where the reference is no number itself and marks none."""
+    wanted = _marked_number(reference)
+    if wanted is None and _ALONE.fullmatch(reference):
+        wanted = _last_number(reference)
     if wanted is None:
         return None
-    marks = _MARKED.findall(answer)
-    return float(_number(marks[-1] if marks else answer, is_alone=False) == wanted)
+    found = _marked_number(answer)
+    return float((_last_number(answer) if found is None else found) == wanted)
 
 
-def _number(text: str, *, is_alone: bool) -> Decimal | None:
-    """The last number of a text; None if there is none, or with `is_alone` anything beside it but a currency sign, a
-    per cent sign or a full stop."""
-    found = _NUMBER.findall(text)
-    if not found or (is_alone and text.strip().strip("$€£%. ") != found[-1]):
+def _marked_number(text: str) -> Decimal | None:
+    """The number behind the last mark; None without a mark, or a number behind it."""
+    _, mark, rest = text.rpartition(_MARK)
+    if not mark:
         return None
+    line = rest.lstrip().partition("\n")[0]
+    found = _last_number(line)
+    return _last_number(rest) if found is None else found
+
+
+def _last_number(text: str) -> Decimal | None:
+    """The last number of a text; None if there is none."""
+    found = list(_NUMBER.finditer(text))
+    if not found:
+        return None
+    sign = "-" if found[-1]["sign"] in ("-", "−") else ""
     try:
-        return Decimal(found[-1].replace(",", "").replace("−", "-"))
+        return Decimal(sign + found[-1]["digits"].replace(",", ""))
     except InvalidOperation:
         return None
 

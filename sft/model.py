@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,14 +206,44 @@ def _with_adapters(model: Any, args: Args) -> Any:
     except ValueError as error:
         problem = Problem("lora.target_modules", lora.target_modules, "name layers of the model", str(error))
         raise SettingsError(problem) from error
+    if lora.merge:
+        require_mergeable(adapted, "lora.merge")
     if args.gradient_checkpointing:
         adapted.enable_input_require_grads()
     return adapted
 
 
+def require_mergeable(model: Any, setting: str) -> None:
+    """
+    Args:
+        model: of peft.
+        setting: that asks for adapters to be added to the model's weights.
+
+    Raises:
+        SettingsError: an adapter is on a layer where that gives another model: one that is not linear, or whose weight
+            is another layer's too, as a tied output layer's is the embedding's.
+    """
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "base_layer") or not hasattr(layer, "lora_A"):
+            continue
+        is_linear = all(isinstance(matrix, torch.nn.Linear) for matrix in layer.lora_A.values()) and len(layer.lora_A)
+        if not is_linear or uses[id(layer.base_layer.weight)] > 1:
+            what = "whose weight another layer has too" if is_linear else "which is not linear"
+            rule = f"be false with an adapter on {name.rpartition('.')[2]}, {what}"
+            raise SettingsError(Problem(setting, True, rule, "Take the adapter as it is, or name other layers."))
+
+
 def set_stop_tokens(model: Any, tokenizer: Any, stop_token_ids: list[int]) -> None:
-    """Makes `generate` stop where the model was trained to stop, beside the model's own end-of-text tokens."""
+    """Makes `generate` stop where the model was trained to stop, beside the model's own end-of-text tokens.
+
+    A model that is made from a configuration has none of its own; config.json then has these too, which is where
+    llama.cpp's converter looks.
+    """
     config = model.generation_config
     known = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
-    config.eos_token_id = sorted({*listed(known), *stop_token_ids}) or None
+    stops = sorted({*listed(known), *stop_token_ids})
+    config.eos_token_id = stops or None
     config.pad_token_id = pad_token_id(tokenizer)
+    if model.config.eos_token_id is None and stops:
+        model.config.eos_token_id = stops[0] if len(stops) == 1 else stops

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft.config import Args
-from sft.run_files import Record, series
-from sft.scores import NAMES
+from sft.run_files import Record, series, tokens_seen
+from sft.scores import NAMES, shown
+from sft.setting_files import looks_like_a_path
+from sft.values import counted
 
 _SHOWN = (
     "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps",
@@ -31,16 +34,26 @@ class Card:
     """SVG."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a run directory tells of the training (`run_files`)."""
+
+    records: list[Record]
+    evaluations: Sequence[Record]
+    """Figures that `evaluate` found of the final model."""
+    data: Record
+    """What training counted of its data."""
+
+
 def model_card(
     *,
     name: str,
     args: Args,
-    records: list[Record],
-    evaluations: Sequence[Record],
+    told: Told,
     template: str,
     step: int | None,
     license_name: str | None,
-    difference: float | None,
+    proof: str | None,
     is_adapter: bool,
 ) -> Card:
     """The card of an exported model.
@@ -48,23 +61,24 @@ def model_card(
     Args:
         name: its heading.
         args: of the training.
-        records: of the training's log.
-        evaluations: figures that `evaluate` found.
+        told: of the training; what came after `step` is left out.
         template: the chat template.
-        step: of the checkpoint; None for the final model.
+        step: of the checkpoint, of which nothing was evaluated; None for the final model.
         license_name: for the card's head; without one it says that none was chosen.
-        difference: of the logits from those of the training; None where it was not checked.
+        proof: what was compared with the training, as `export_check.Proof` says it; None where nothing was.
         is_adapter: whether this is an adapter alone.
     """
-    base = args.model_name_or_path
+    base = _hub_name(args)
     head = {
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        **({"base_model": base} if base and not Path(base).exists() else {}),
+        **({"base_model": base} if base else {}),
         **({"license": license_name} if license_name else {}),
     }
     from sft.plots import loss_plot
 
+    data: Mapping[str, Any] = told.data.get("train", {})
+    records = [record for record in told.records if step is None or record["step"] <= step]
     plot = loss_plot(records)
     parts = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", "", f"# {name}", ""]
     parts += [_origin(args, step, is_adapter=is_adapter), ""]
@@ -72,22 +86,23 @@ def model_card(
         parts += ["No licence was chosen: `license` is missing above.", ""]
     parts += ["## Loss", "", *_losses(records), ""]
     parts += ["![Loss over optimizer steps](loss.svg)", ""] if plot is not None else []
-    parts += ["## Evaluation", "", *_evaluations(evaluations), ""]
-    parts += [
-        "## Data",
-        "",
-        *(f"- `{Path(source).name}`, seen {times:g} times per epoch" for source, times in args.train_sources.items()),
-        "",
-    ]
-    parts += ["## What was trained", "", *_masks(args, records, template), ""]
+    parts += ["## Evaluation", "", *_evaluations(told.evaluations, step), ""]
+    parts += ["## Data", "", *_data(args, data), ""]
+    parts += ["## What was trained", "", *_masks(args, records, data, template), ""]
     parts += ["## Settings", "", *_settings(args), ""]
-    parts += ["## Check", "", _check(difference), ""]
+    parts += ["## Check", "", _check(proof), ""]
     return Card("\n".join(parts), plot)
 
 
+def _hub_name(args: Args) -> str | None:
+    """The base model's name, where others can find it by it."""
+    base = args.model_name_or_path
+    return base if base and not looks_like_a_path(base) and not Path(base).exists() else None
+
+
 def _origin(args: Args, step: int | None, *, is_adapter: bool) -> str:
-    base = Path(args.model_name_or_path).name if args.model_name_or_path else None
-    began = f"`{base}`" if base else f"random weights ({(args.model_config or {}).get('model_type')})"
+    base = _hub_name(args) or (Path(args.model_name_or_path).name if args.model_name_or_path else None)
+    began = _code(base) if base else f"random weights ({(args.model_config or {}).get('model_type')})"
     how = "LoRA" if args.lora.enabled else "full fine-tuning"
     what = "An adapter for" if is_adapter else "A model from"
     when = f"; the weights are those after step {step}" if step is not None else ""
@@ -106,36 +121,53 @@ def _losses(records: list[Record]) -> list[str]:
     return found or ["There is no log of the training."]
 
 
-def _evaluations(evaluations: Sequence[Record]) -> list[str]:
+def _evaluations(evaluations: Sequence[Record], step: int | None) -> list[str]:
+    if step is not None:
+        return [f"None of the weights after step {step}: `python -m sft evaluate` scores this folder."]
     lines = []
     for each in evaluations:
         lines += [
-            f"`{Path(str(each['data'])).name}`, {each['num_rows']:,} rows:",
+            f"{_code(Path(str(each['data'])).name)}, {counted(each['num_rows'], 'row')}:",
             "",
             "| metric | value | 95 % interval |",
             "|---|---|---|",
         ]
-        lines += [
-            f"| {NAMES.get(name, name)} | {one['value']:.4g} | {one['low']:.4g} … {one['high']:.4g} |"
-            for name, one in each["figures"].items()
-        ]
+        for name, one in each["figures"].items():
+            value, low, high = (shown(name, one[key]) for key in ("value", "low", "high"))
+            lines.append(f"| {NAMES.get(name, name)} | {value} | {low} … {high} |")
         lines.append("")
     return lines or ["None: `python -m sft evaluate` writes figures that stand here."]
 
 
-def _masks(args: Args, records: list[Record], template: str) -> list[str]:
-    which = {"assistant": "every assistant turn", "last": "the last assistant turn", "all": "every token"}[
-        args.train_on
-    ]
-    found = [
-        f"- {which}, and the token that ends it; where that stands was proven for every row, or the row was refused"
-    ]
-    seen = [(record["num_trained_tokens"], record["num_tokens"]) for record in records if record["type"] == "train"]
-    if seen:
-        trained, tokens = (sum(column) for column in zip(*seen, strict=True))
-        found.append(
-            f"- {trained:,} of {tokens:,} tokens in the logged steps were trained ({trained / max(tokens, 1):.0%})"
-        )
+def _data(args: Args, figures: Mapping[str, Any]) -> Iterator[str]:
+    """The files by name, and what encoding counted."""
+    for source, times in args.train_sources.items():
+        yield f"- {_code(Path(source).name)}, seen {times:g} × per epoch"
+    counts = dict(figures.get("counts", {}))
+    if not counts:
+        return
+    rows, bad, documents, tokens, trained = (
+        counts.pop(name, 0) for name in ("rows", "bad rows", "documents", "tokens", "trained_tokens")
+    )
+    yield f"- {counted(rows, 'row')}, of which {bad:,} were refused and left out"
+    yield f"- {counted(documents, 'document')} with {tokens:,} tokens, {trained:,} of them trained"
+    yield from (f"- {counted(number, 'document')} {what}" for what, number in counts.items())
+
+
+def _masks(args: Args, records: list[Record], figures: Mapping[str, Any], template: str) -> list[str]:
+    turns = {"assistant": "every assistant turn", "last": "the last assistant turn"}
+    if args.train_on in turns:
+        found = [
+            f"- {turns[args.train_on]}, and the token that ends it. Where they stand was proven from what the chat "
+            "template does with each row; rows for which it could not be were refused"
+        ]
+    else:
+        found = ["- every token"]
+    found += [f"- {counted(number, 'document')}: {note}" for note, number in figures.get("notes", {}).items()]
+    if seen := tokens_seen(records):
+        tokens, trained = seen
+        share = f"{trained / max(tokens, 1):.0%}"
+        found.append(f"- {trained:,} of the {tokens:,} tokens seen so far were trained ({share})")
     return [*found, f"- chat template: sha256 `{hashlib.sha256(template.encode()).hexdigest()}`"]
 
 
@@ -148,14 +180,23 @@ def _settings(args: Args) -> list[str]:
     return [
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | `{json.dumps(value, ensure_ascii=False, default=list)}` |" for name, value in shown.items()),
+        *(f"| {name} | {_cell(value)} |" for name, value in shown.items()),
     ]
 
 
-def _check(difference: float | None) -> str:
-    if difference is None:
+def _cell(value: Any) -> str:
+    """The value as code in a table."""
+    return _code(json.dumps(value, ensure_ascii=False, default=list)).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """The text as code in Markdown, whatever it holds: https://spec.commonmark.org/0.31.2/#code-spans"""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _check(proof: str | None) -> str:
+    if proof is None:
         return "What was written was not compared with what was trained (`--no-check`)."
-    return (
-        f"Loaded with transformers, the logits of made-up tokens are those of the training to {difference:.1g} of the "
-        "largest, and the chat template is that of the training to the byte."
-    )
+    return f"Loaded with transformers, {proof}; the chat template is that of the training to the byte."

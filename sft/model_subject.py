@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.arguments import PROMPT_FILE, load_args
 from sft.config import Args
+from sft.env_file import take_secrets
 from sft.subject import setting_names, tell, tokenizer_with_template
 from strict_settings import Problem, SettingsError
 
@@ -23,6 +25,15 @@ _OF_THE_RUN = (
     "template_date", "truncation", "max_length", "columns",
 )  # fmt: skip
 """Settings that a model is looked at with as it was trained with, unless others are given."""
+
+
+_DECODING: Mapping[str, dict[str, Any]] = {
+    "max-new-tokens": {"low": 1, "whole": True},
+    "temperature": {"low": 0},
+    "top-p": {"low": 1e-6, "high": 1},
+    "top-k": {"low": 0, "whole": True},
+}
+"""What `number_option` is told of the options that say how tokens are chosen."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,9 @@ def model_subject(
         SettingsError: settings that are wrong, or a tokenizer or chat template that cannot be loaded.
         DataError: the tokenizer has no template that masks can be made with.
     """
-    from sft.masking import Masker, MaskOptions
-    from sft.tokenizer import pad_token_id, stop_tokens
+    from sft.run_masker import masker_of
 
+    take_secrets()  # `evaluate` and `optimize-prompt` are scripts too, which torchrun starts
     given = setting_names(settings)
     args = load_args([*settings, f"--model_name_or_path={model}", f"--train_file={data}"])
     found = _trained_with(Path(like or model))
@@ -80,8 +91,7 @@ def model_subject(
     if "system_prompt" not in given and (prompt := _prompt(prompt_file)) is not None:
         args = dataclasses.replace(args, system_prompt=prompt)
     tokenizer = tokenizer_with_template(args)
-    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stop_tokens(args, tokenizer))
-    return ModelSubject(args, tokenizer, masker, "max_length" in given or "max_length" in chosen)
+    return ModelSubject(args, tokenizer, masker_of(args, tokenizer), "max_length" in given or "max_length" in chosen)
 
 
 def _trained_with(folder: Path) -> dict[str, Any]:
@@ -108,6 +118,26 @@ def _prompt(file: str | None) -> str | None:
     return prompt
 
 
+def check_decoding(options: argparse.Namespace) -> None:
+    """Looks at how tokens are to be chosen while nothing is loaded; how long an answer may be is known only later.
+
+    Raises:
+        SettingsError: a value is none of its kind.
+    """
+    for name in _DECODING:
+        if (text := getattr(options, name.replace("-", "_"))) is not None:
+            decoding_number(name, text)
+
+
+def decoding_number(name: str, text: str, **limits: float) -> float:
+    """The value of one of the options that say how tokens are chosen; with closer limits than it always has.
+
+    Raises:
+        SettingsError: it is no such number.
+    """
+    return number_option(name, text, **{**_DECODING[name], **limits})
+
+
 def number_option(name: str, text: str, *, low: float, high: float = float("inf"), whole: bool = False) -> float:
     """The value of an option.
 
@@ -118,7 +148,7 @@ def number_option(name: str, text: str, *, low: float, high: float = float("inf"
         value = float(int(text)) if whole else float(text)
     except ValueError:
         value = float("nan")
-    if not low <= value <= high:
+    if not low <= value <= high or math.isinf(value):
         rule = f"be a {'whole ' if whole else ''}number from {low:g}" + (f" to {high:g}" if high < 1e9 else "")
         raise SettingsError(Problem(f"--{name}", text, rule))
     return value

@@ -18,11 +18,12 @@ if __name__ == "__main__":
 
 from sft.arguments import PROMPT_FILE, load_args
 from sft.config import LAUNCHER_OPTIONS
-from sft.errors import DataError, SftError
+from sft.errors import DataError, NonFiniteError, SftError
 from sft.evaluate import DAY_S, NAMES, pattern_of
-from sft.model_subject import add_model_options, model_subject
+from sft.model_subject import add_model_options, check_decoding, model_subject
 from sft.storage import storage_errors, write_text
 from sft.subject import split_words
+from sft.values import counted
 from strict_settings import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def main(words: Sequence[str]) -> int:
         rule = f"be one of {', '.join(NAMES)}, loss, or regex together with --regex"
         raise SettingsError(Problem("--metric", options.metric, rule))
     pattern_of(options.regex)
+    check_decoding(options)
     prompts = candidates(Path(options.candidates))
     if not Path(options.model).is_dir() and options.model == MODEL:
         raise SettingsError(Problem("--model", MODEL, "be there", "Name the model with --model."))
@@ -85,7 +87,7 @@ def candidates(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}. Name a text file of system prompts.") from error
-    lines = text.splitlines()
+    lines = text.split("\n")  # not at U+2028 and its like, which may stand in a prompt
     if any(line.strip() == "---" for line in lines):
         blocks = "\n".join("\0" if line.strip() == "---" else line for line in lines).split("\0")
     else:
@@ -102,21 +104,50 @@ def _optimize(prompts: list[str], options: argparse.Namespace, settings: Sequenc
 
     subject = model_subject(options.model, options.data, settings, "none")
     answering = Answering(subject, world)
-    rows = answering.read(options.data)
     decoding = decoding_of(options, subject.args, answering.room)
     names = [options.metric] if options.metric in NAMES else []
     metrics = metrics_of(names, pattern_of(options.regex))
     metric = metrics.get(options.metric)
+    rows, left_out = _usable(answering, prompts, metric, options.data)
     scorer = _Scorer(answering, rows, prompts, decoding, metric)
     found = best_of(len(prompts), len(rows), scorer, seed=subject.args.seed)
+    if not math.isfinite(found.best.mean):
+        raise NonFiniteError(
+            "the loss is no finite number with any of the prompts; it must be one. Choose another --metric, or look at "
+            f"the rows: python -m sft evaluate {options.model} {options.data}"
+        )
     if not world.is_main:
         return
     write_prompt(options.output, prompts[found.best.number])
     if options.json:
-        print(json.dumps(_to_json(found, prompts, options.metric), ensure_ascii=False))
+        print(json.dumps({**_to_json(found, prompts, options.metric), **left_out}, ensure_ascii=False))
         return
-    print("\n".join(_table(found, prompts, options.metric)))
+    print("\n".join(_table(found, prompts, options.metric, **left_out)))
     print(f"\nwritten: {options.output}")
+
+
+def _usable(
+    answering: Answering, prompts: Sequence[str], metric: Metric | None, data: str
+) -> tuple[list[Any], dict[str, int]]:
+    """(the rows that can be asked and to which the metric applies; how many others there are, by kind). Looked at once
+    and at the beginning, so that no bad row is found when rounds are paid for, and all candidates have the same rows.
+
+    Raises:
+        DataError: there are bad rows, or too many; no row is left; a prompt cannot be asked.
+    """
+    from sft.agreement import gathered
+
+    rows = answering.read(data)
+    maskers = [answering.subject.masker.with_system_prompt(prompt) for prompt in prompts]
+    questions, num_bad = answering.questions(rows, maskers[0])
+    own = [[each.row, metric is None or metric("", each.reference) is not None] for each in questions]
+    asked = dict(pair for part in gathered(answering.world, own) for pair in part)
+    usable = [row for row in rows if asked.get(row[0])]
+    if not usable:
+        raise DataError(f"{data} has no row to which the metric applies; it must have one. Choose another --metric.")
+    for masker in maskers[1:]:
+        answering.questions(usable[:1], masker)
+    return usable, {"num_bad_rows": num_bad, "num_without_metric": len(asked) - len(usable)}
 
 
 @dataclasses.dataclass
@@ -188,7 +219,9 @@ def _shown(value: float, metric: str) -> str:
     return f"{-value:.4g}" if metric == "loss" else f"{100 * value:.1f} %"
 
 
-def _table(found: Outcome, prompts: Sequence[str], metric: str) -> list[str]:
+def _table(
+    found: Outcome, prompts: Sequence[str], metric: str, *, num_bad_rows: int, num_without_metric: int
+) -> list[str]:
     share = found.num_scored / found.full_cost
     lines = [f"{len(prompts)} prompts by {metric}; {found.num_scored:,} answers, {share:.0%} of trying all on all rows"]
     lines.append(f"  {'':8} {metric:>10} {'rows':>7} {'behind':>10} {'p':>8}  prompt")
@@ -201,6 +234,10 @@ def _table(found: Outcome, prompts: Sequence[str], metric: str) -> list[str]:
         p = f"{gap.p:.3g}" if gap.p >= 1e-3 else "< 0.001"
         verdict = _verdict(found, each.number)
         lines.append(_line(verdict, _shown(each.mean, metric), len(each.scores), behind, p, prompts[each.number]))
+    if num_bad_rows:
+        lines.append(f"{counted(num_bad_rows, 'bad row')} left out")
+    if num_without_metric:
+        lines.append(f"{counted(num_without_metric, 'row')} left out, as the metric does not apply to the reference")
     if found.ties:
         lines.append("tie: the difference may be luck; more rows would tell. The one with the highest mean is taken.")
     return lines
@@ -224,9 +261,9 @@ def _to_json(found: Outcome, prompts: Sequence[str], metric: str) -> dict[str, A
             {
                 "prompt": prompts[each.number],
                 "verdict": _verdict(found, each.number),
-                "score": each.mean if not math.isnan(each.mean) else None,
+                "score": each.mean if math.isfinite(each.mean) else None,
                 "rows": len(each.scores),
-                "behind": gap.difference if gap is not None else 0.0,
+                "behind": (gap.difference if math.isfinite(gap.difference) else None) if gap is not None else 0.0,
                 "p": gap.p if gap is not None else 1.0,
             }
             for each, gap in everyone

@@ -60,15 +60,16 @@ def plot(curves: Sequence[Curve], y_name: str, x_name: str = "optimizer step") -
         axes = figure.add_subplot()
         for curve in curves:
             marker = "o" if curve.is_dotted or len(curve.x) == 1 else ""
-            axes.plot(
-                curve.x, curve.y, label=curve.name, color=curve.colour, marker=marker, markersize=3, linewidth=1.4
-            )
+            axes.plot(curve.x, curve.y, color=curve.colour, marker=marker, markersize=3, linewidth=1.4)
         axes.set_xlabel(x_name)
         axes.set_ylabel(y_name)
         axes.grid(visible=True, alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1:
-            axes.legend(frameon=False)
+            # By place, and put in afterwards: labels that begin with `_` are left out, and `$` begins a formula.
+            shown = axes.legend(axes.lines, [str(number) for number in range(len(curves))], frameon=False)
+            for text, curve in zip(shown.get_texts(), curves, strict=True):
+                text.set(text=curve.name, parse_math=False)
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _in_text_colour(written.getvalue())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,8 +12,9 @@ from sft.encoding import documents_of
 from sft.errors import MaskError
 from sft.formats import Conversation
 from sft.masking import Masker
+from sft.metrics import answer_of
 from sft.rows import BadRow
-from sft.truncation import fitted
+from sft.truncation import TRUNCATED, fitted
 
 ROWS_PER_BATCH = 64
 
@@ -27,14 +30,20 @@ class Question:
 
     row: int
     """Its number in the data, from 0."""
+    sha256: str
+    """Of what the data says in it: the same for every model."""
     source: str
     prompt: str
     """What the model is given, rendered."""
     prompt_ids: tuple[int, ...]
     reference: str
-    """What the last trained turn says; where it calls tools, as it is rendered."""
+    """What the last trained turn says behind its thoughts; where it calls tools, as it is rendered."""
     documents: tuple[Document, ...]
     """What the trainer would make of the row; none where it is too long."""
+    num_truncated: int
+    """How many of these were cut to max_length."""
+    num_dropped: int
+    """How many more there would be, were they not too long."""
 
 
 def questions_of(
@@ -72,15 +81,24 @@ def _question(
     turn = conversation.messages[last]
     content = turn.get("content")
     is_plain = isinstance(content, str) and content.strip() and "tool_calls" not in turn
-    kept = (fitted(document, max_length, masker.options.truncation)[0] for document in documents)
+    cut = [fitted(document, max_length, masker.options.truncation) for document in documents]
+    kept = tuple(document for document, _ in cut if document is not None)
     return Question(
         number,
+        _sha256(conversation),
         conversation.source,
         text,
         tuple(ids),
-        str(content).strip() if is_plain else _rendered(documents[-1], masker),
-        tuple(document for document in kept if document is not None),
+        answer_of(str(content) if is_plain else _rendered(documents[-1], masker)),
+        kept,
+        sum(what == TRUNCATED for _, what in cut),
+        len(cut) - len(kept),
     )
+
+
+def _sha256(conversation: Conversation) -> str:
+    said = (conversation.messages, conversation.tools, conversation.weights, conversation.template_kwargs)
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _rendered(document: Document, masker: Masker) -> str:

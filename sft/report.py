@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sft.inspection import Inspected, Piece, Refused
-from sft.metering import PHASES
 from sft.page import documents_of, render_page
 from sft.painting import visible
 from sft.plots import COLOURS, Curve, plot
-from sft.report_figures import balance, data_table, duration, memory, time_split
-from sft.run_files import Record, attempts_of, data_of, evaluations_of, records_of, series, settings_of
-from sft.scores import NAMES
+from sft.report_figures import balance, data_table, duration, memory, step_split, time_split
+from sft.report_timeline import state_of, time_line
+from sft.run_files import Record, attempts_of, data_of, evaluations_of, records_of, series, settings_of, tokens_seen
+from sft.scores import NAMES, shown
 from sft.values import counted
 
 CURVES = (
@@ -45,16 +45,37 @@ class Run:
     estimate: Mapping[str, int] | None = None
 
 
-def read_run(folder: Path, number: int, samples: Samples = (), estimate: Mapping[str, int] | None = None) -> Run:
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """A name for each run directory: its own, with so many of the folders above that all can be told apart."""
+    whole, names = [folder.resolve().parts for folder in folders], list[str]()
+    for num_parts in range(1, max(map(len, whole), default=0) + 1):
+        names = ["/".join(parts[-num_parts:]) for parts in whole]
+        if len(set(names)) == len(set(whole)):
+            break
+    given: Counter[str] = Counter()
+    for number, name in enumerate(names):  # one that is named twice
+        given[name] += 1
+        names[number] = name if given[name] == 1 else f"{name} ({given[name]})"
+    return names
+
+
+def read_run(
+    folder: Path,
+    number: int,
+    samples: Samples = (),
+    estimate: Mapping[str, int] | None = None,
+    name: str | None = None,
+) -> Run:
     """
     Args:
         folder: the run directory.
         number: of the run in the report, for its colour.
         samples: rows of its data, painted.
         estimate: bytes of each part of a rank's memory that were to be expected.
+        name: of the run in the report; by default its folder's.
     """
     return Run(
-        folder.resolve().name,
+        name or folder.resolve().name,
         COLOURS[number % len(COLOURS)],
         records_of(folder),
         evaluations_of(folder),
@@ -76,12 +97,12 @@ def report_page(runs: Sequence[Run]) -> str:
         runs=[{"name": visible(run.name), "colour": run.colour} for run in runs],
         tiles=[{"run": visible(run.name), "colour": run.colour, "tiles": list(_tiles(run))} for run in runs],
         curves=list(_curves(runs)),
-        phases=[found for run in runs if (found := _phases(run))],
+        phases=[named for run in runs if (named := _named(run, step_split(run.records)))],
         times=[named for run in runs if (named := _named(run, time_split(run.records, run.attempts)))],
         balances=[named for run in runs if (named := _named(run, balance(run.records)))],
         memories=[named for run in runs if (named := _named(run, memory(run.records, run.estimate)))],
         evaluations=[table for run in runs for table in _evaluations(run)],
-        attempts=[found for run in runs if (found := _attempts(run))],
+        attempts=[named for run in runs if (named := _named(run, time_line(run.records, run.attempts)))],
         data=[_data(run) for run in runs],
         documents=[each for run in runs for each in documents_of(run.samples)],
         settings=list(_settings(runs)),
@@ -100,10 +121,12 @@ def _tiles(run: Run) -> Iterator[dict[str, str]]:
     _, elapsed = series(run.records, "train", "elapsed_s")
     if losses:
         yield {"label": "Loss", "value": f"{losses[-1]:.4g}", "more": f"{losses[0]:.4g} at the first step"}
+        max_steps = run.settings.get("max_steps")
+        of_all = f"of {max_steps:,} " if isinstance(max_steps, int) and max_steps > steps[-1] else ""
         yield {
             "label": "Steps",
             "value": f"{steps[-1]:,.0f}",
-            "more": f"in {duration(elapsed[-1]) if elapsed else '?'}",
+            "more": f"{of_all}in {duration(elapsed[-1]) if elapsed else '?'}",
         }
     if held_out:
         yield {"label": "Best held-out loss", "value": f"{min(held_out):.4g}", "more": f"{held_out[-1]:.4g} at last"}
@@ -112,7 +135,7 @@ def _tiles(run: Run) -> Iterator[dict[str, str]]:
         share = f"MFU {sorted(mfu)[len(mfu) // 2]:.1%}" if mfu else ""
         yield {"label": "Tokens per second", "value": f"{middle:,.0f}", "more": share}
     if run.attempts:
-        yield {"label": "Attempts", "value": str(len(run.attempts)), "more": _state(run.attempts[-1])}
+        yield {"label": "Attempts", "value": str(len(run.attempts)), "more": state_of(run.attempts[-1])}
 
 
 def _curves(runs: Sequence[Run]) -> Iterator[dict[str, str]]:
@@ -134,75 +157,20 @@ def _labels(run: Run, kind: str, *, is_only_run: bool) -> list[str]:
     return [what] if is_only_run else [run.name, what]
 
 
-def _phases(run: Run) -> dict[str, Any] | None:
-    """Where the mean step's time went, as shares."""
-    seconds = {}
-    for phase in PHASES:
-        _, values = series(run.records, "train", f"{phase}_s")
-        if values:
-            seconds[phase] = sum(values) / len(values)
-    total = sum(seconds.values())
-    if not total:
-        return None
-    parts = [
-        {
-            "name": name,
-            "share": round(100 * each / total, 2),
-            "text": f"{name} {each / total:.0%}",
-            "colour": COLOURS[number],
-        }
-        for number, (name, each) in enumerate(seconds.items())
-        if each
-    ]
-    return {"run": visible(run.name), "parts": parts, "step": f"{1000 * total:,.1f} ms"}
-
-
 def _evaluations(run: Run) -> Iterator[dict[str, Any]]:
     for each in run.evaluations:
         rows = [
-            (NAMES.get(name, name), *(f"{one[key]:.4g}" for key in ("value", "low", "high")), one["num_rows"])
+            (NAMES.get(name, name), *(shown(name, one[key]) for key in ("value", "low", "high")), one["num_rows"])
             for name, one in each["figures"].items()
         ]
         data = visible(Path(str(each["data"])).name)
         yield {"run": visible(run.name), "data": data, "rows": rows, "num_rows": counted(each["num_rows"], "row")}
 
 
-def _attempts(run: Run) -> dict[str, Any] | None:
-    """The attempts on a time line from the first one's beginning to the last one's end, in shares of it."""
-    begun = [each for each in run.attempts if each.get("began_at")]
-    if not begun:
-        return None
-    first = min(each["began_at"] for each in begun)
-    last = max(*(each.get("ended_at") or each["began_at"] for each in begun), first + 1.0)
-    bars = []
-    for each in begun:
-        end = each.get("ended_at") or last
-        took = duration(end - each["began_at"])
-        bars.append(
-            {
-                "x": round(100 * (each["began_at"] - first) / (last - first), 2),
-                "width": round(max(100 * (end - each["began_at"]) / (last - first), 0.5), 2),
-                "is_good": each.get("own_code") == 0,
-                "is_stop": bool(each.get("was_stopped")) or each.get("own_code") == 10,
-                "text": f"{each['attempt']}: from step {each.get('step', 0)}, {took}, {_state(each)}",
-                "reason": visible(str(each.get("reason", ""))),
-            }
-        )
-    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(first))
-    return {"run": visible(run.name), "bars": bars, "span": f"{duration(last - first)} from {when} UTC"}
-
-
-def _state(attempt: Record) -> str:
-    if "ended_at" not in attempt:
-        return "no end recorded"
-    code = attempt.get("own_code")
-    return {0: "done", 10: "stopped and saved", None: "no exit code"}.get(code, f"exit code {code}")
-
-
 def _data(run: Run) -> dict[str, Any]:
     settings = run.settings
     files = dict(settings.get("train_files") or {}) or {str(settings.get("train_file")): 1.0}
-    total, trained = _tokens_seen(run.records)
+    total, trained = tokens_seen(run.records) or (0, 0)
     return {
         "run": visible(run.name),
         "files": [(visible(name), f"×{times:g}") for name, times in files.items()],
@@ -215,14 +183,6 @@ def _data(run: Run) -> dict[str, Any]:
             if name in settings
         },
     }
-
-
-def _tokens_seen(records: Sequence[Record]) -> tuple[int, int]:
-    """(tokens, trained tokens) of the run: as its summary says, or of the steps that were logged."""
-    told = [record for record in records if record["type"] == "summary"] or [
-        record for record in records if record["type"] == "train"
-    ]
-    return sum(record["num_tokens"] for record in told), sum(record["num_trained_tokens"] for record in told)
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:

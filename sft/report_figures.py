@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.metering import PHASES
 from sft.plots import COLOURS
-from sft.run_files import Record
+from sft.run_files import Record, end_of
 
 _GIB = 2**30
 _MAX_RANKS = 32
@@ -26,16 +26,27 @@ def time_split(records: Sequence[Record], attempts: Sequence[Record]) -> dict[st
     seconds = _phase_totals(records)
     seconds["evaluation and other"] = max(trained_s - sum(seconds.values()), 0.0)
     begun = [each for each in attempts if each.get("began_at")]
-    ends = [each["ended_at"] for each in begun if each.get("ended_at")]
+    ends = [end for each in begun if (end := end_of(each))]
     total_s = max(ends) - begun[0]["began_at"] if ends else 0.0
     if total_s > trained_s:
         pairs = itertools.pairwise(begun)
-        between_s = sum(max(after["began_at"] - each.get("ended_at", after["began_at"]), 0.0) for each, after in pairs)
+        between_s = sum(max(after["began_at"] - (end_of(each) or after["began_at"]), 0.0) for each, after in pairs)
         seconds["start, end, steps done again"] = max(total_s - trained_s - between_s, 0.0)
         seconds["between attempts"] = between_s
     total_s = sum(seconds.values())
     parts = _shares(seconds, total_s, lambda part_s: f"{duration(part_s)} ({part_s / total_s:.0%})")
     return {"parts": parts, "total": duration(total_s)}
+
+
+def step_split(records: Sequence[Record]) -> dict[str, Any] | None:
+    """Where the time of the mean step went; None where no phase was logged."""
+    seconds = _phase_totals(records)
+    total_s = sum(seconds.values())
+    if not total_s:
+        return None
+    num_steps = max(record["step"] for record in records if record["type"] == "train")
+    parts = _shares(seconds, total_s, lambda part_s: f"{part_s / total_s:.0%}")
+    return {"parts": parts, "step": f"{1000 * total_s / num_steps:,.1f} ms"}
 
 
 def balance(records: Sequence[Record]) -> dict[str, Any] | None:
@@ -141,6 +152,8 @@ def _shares(values: Mapping[str, float], whole: float, told: Callable[[float], s
 
 def _gib(num_bytes: float) -> str:
     gib = num_bytes / _GIB
+    if gib < 0.1:
+        return f"{1024 * gib:.2f} MiB"
     return f"{gib:,.1f} GiB" if gib >= 10 else f"{gib:.2f} GiB"
 
 

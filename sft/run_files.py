@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,30 @@ def records_of(run: Path) -> list[Record]:
     return [each for each in found if isinstance(each, dict) and "type" in each] if isinstance(found, list) else []
 
 
+def has_whole_log(run: Path) -> bool:
+    """Whether training_log.json is there and holds a list, as training writes it."""
+    return isinstance(_json(run / "training_log.json"), list)
+
+
 def evaluations_of(run: Path) -> list[Record]:
     """The figures that `evaluate` wrote to the run's `evaluation/`, by name."""
     found = (_json(path) for path in sorted((run / "evaluation").glob("*.json")))
-    return [each for each in found if isinstance(each, dict) and "figures" in each]
+    return [each for each in found if _is_evaluation(each)]
+
+
+def _is_evaluation(found: Any) -> bool:
+    if not isinstance(found, dict) or not {"figures", "data", "num_rows"} <= found.keys():
+        return False
+    names = ("value", "low", "high", "num_rows")
+    figures = found["figures"].values() if isinstance(found["figures"], dict) else [None]
+    return all(
+        isinstance(each, dict) and all(isinstance(each.get(name), int | float) for name in names) for each in figures
+    )
 
 
 def attempts_of(run: Path) -> list[Record]:
-    """What the launcher wrote down of each attempt: how it began and ended, in order; none without a launcher."""
+    """What the launcher wrote down of each attempt: how it began and ended, in order; none without a launcher. The last
+    one, where it has no end, has `seen_at` when its log was written last."""
     folders = [path for path in (run / "exit").glob("*") if path.name.isdigit()]
     found = []
     for folder in sorted(folders, key=lambda path: int(path.name)):
@@ -31,7 +48,16 @@ def attempts_of(run: Path) -> list[Record]:
             # The step of the end is another key than that of the beginning.
             of_end = {name: value for name, value in (ended or {}).items() if name != "step"}
             found.append({"attempt": int(folder.name), **begun, **of_end})
+    if found and not found[-1].get("ended_at"):
+        with contextlib.suppress(OSError):
+            logged_at = (run / "training_log.json").stat().st_mtime
+            found[-1]["seen_at"] = max(logged_at, found[-1].get("began_at") or 0.0)
     return found
+
+
+def end_of(attempt: Record) -> float | None:
+    """When an attempt ended, or was seen last; in seconds since 1970. None where nobody knows."""
+    return attempt.get("ended_at") or attempt.get("seen_at")
 
 
 def settings_of(run: Path) -> dict[str, Any]:
@@ -46,6 +72,13 @@ def data_of(run: Path) -> Record:
     return found if isinstance(found, dict) else {}
 
 
+def has_final_model(run: Path) -> bool:
+    """Whether the final model, or adapter, is there whole: its configuration is written before its weights, and where
+    these are in several files their index comes last."""
+    names = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+    return any((run / name).is_file() for name in names)
+
+
 def series(records: list[Record], kind: str, name: str) -> tuple[list[float], list[float]]:
     """(steps, values) of one thing that was logged.
 
@@ -58,6 +91,13 @@ def series(records: list[Record], kind: str, name: str) -> tuple[list[float], li
         (record["step"], record[name]) for record in records if record["type"] == kind and record.get(name) is not None
     ]
     return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
+
+
+def tokens_seen(records: list[Record]) -> tuple[int, int] | None:
+    """(tokens, trained tokens) of a run up to the last of some of its records: each counts from the run's beginning.
+    None where nothing was logged."""
+    counted = [record for record in records if record["type"] in ("train", "summary")]
+    return (int(counted[-1]["num_tokens"]), int(counted[-1]["num_trained_tokens"])) if counted else None
 
 
 def _json(path: Path) -> Any:

@@ -167,6 +167,12 @@ def _refuse(error: OSError) -> NoReturn:
     raise error
 
 
+def stem_of(path: Path) -> str:
+    """The name of a file without the suffixes that say what it holds: `test.v1` of `test.v1.jsonl.gz`."""
+    name = Path(path.stem) if path.suffix.lower() in _COMPRESSED else path
+    return name.stem if name.suffix.lower() in _KINDS else name.name
+
+
 def _is_data(path: Path) -> bool:
     return path.name not in _NO_DATA and not any(part.startswith((".", "_")) for part in path.parts)
 

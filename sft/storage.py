@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -37,7 +38,9 @@ def storage_errors(path: Path, setting: str = "output_dir") -> Iterator[None]:
         error = _system_error(found)
         if error is None:
             raise
-        what, remedy = error.strerror or str(error), f"Free space there or choose another {setting}."
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        choose = "Free space there or choose" if is_full else "Choose"
+        what, remedy = error.strerror or str(error), f"{choose} another {setting}."
         if isinstance(error, FileNotFoundError) and not path.parent.exists():
             gone = next(folder for folder in reversed(path.parents) if not folder.exists())
             what, remedy = f"{gone} is gone", "It must stay where it is while the run writes to it."
@@ -57,13 +60,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, setting: str = "output_dir") -> None:
     """Writes a text file, atomically.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: it cannot be written; `setting` says where to.
     """
-    with storage_errors(path):
+    with storage_errors(path, setting):
         temporary = path.with_name(f".{path.name}.tmp")
         # File names and refused rows may hold half characters, which JSON can write and UTF-8 cannot.
         try:
@@ -204,11 +207,22 @@ def write_tensors(
         tensors = transform(tensors) if transform else tensors
         with new_files(folder) as temporary:
             save_file(tensors, temporary / file_name, metadata={"format": "pt"})
+            (temporary / file_name).chmod(_mode_of_new_files(temporary))
         weight_map |= dict.fromkeys(tensors, file_name)
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())
     if is_main and len(shards) > 1:
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
         write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """That which the umask leaves: safetensors makes its files for their owner alone. A umask can't be read but by
+    setting it, which other threads would see."""
+    probe = folder / "mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
 
 
 def _shards(entries: Sequence[TensorEntry], max_shard_bytes: int) -> list[list[TensorEntry]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.arguments import load_args
 from sft.config import ALIASES, ROOT, Args
-from sft.storage import storage_errors
+from sft.storage import storage_errors, write_text
 from strict_settings import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -115,12 +115,9 @@ def subject_of(options: argparse.Namespace, settings: Sequence[str], data: str |
     for name in sources:
         source_files(name)  # a name that is wrong is told before the tokenizer is loaded
     tokenizer = tokenizer_with_template(args)
-    from sft.masking import Masker, MaskOptions
-    from sft.tokenizer import pad_token_id, stop_tokens
+    from sft.run_masker import masker_of
 
-    # A bare tokenizer has no model whose settings could say where it stops.
-    stops = stop_tokens(args, tokenizer) if options.config or options.model else ()
-    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stops)
+    masker = masker_of(args, tokenizer, has_model=bool(options.config or options.model))
     return Subject(args, sources, given, bool(options.config), masker)
 
 
@@ -175,11 +172,16 @@ def tell(text: str) -> None:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes a page, and says where it is.
+    """Writes a page, and says where it is. One that was there stays until the new one is whole.
 
     Raises:
         StorageError: it cannot be written.
     """
-    with storage_errors(path, "place"):
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # refused rows may hold half characters
+    if path.exists() and not path.is_file():  # a pipe, /dev/stdout
+        with storage_errors(path, "place"):
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # refused rows may hold half characters
+    else:
+        with storage_errors(path, "place"):
+            path.resolve().parent.mkdir(parents=True, exist_ok=True)
+        write_text(path.resolve(), text, "place")
     tell(f"page: {path}")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.config import Args
+from sft.config import ROOT, Args
 from strict_settings import Problem, SettingsError
+
+_TEMPLATES = ROOT / "sft" / "templates"
 
 
 def build_tokenizer(args: Args) -> Any:
@@ -29,8 +31,10 @@ def build_tokenizer(args: Args) -> Any:
 
 
 def _chat_template(name: str) -> str:
+    bundled = _TEMPLATES / f"{name}.jinja"  # from settings files it comes as a path already
+    path = Path(name) if Path(name).exists() or not bundled.is_file() else bundled
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         rule = "be a text file in UTF-8 that can be read, or chatml"

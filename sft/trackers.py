@@ -12,16 +12,31 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sft.errors import StoppedError
 from sft.tracking import LibraryTracker, Step, Tracker, is_reachable
 from strict_settings import Problem, SettingsError
 
 _PROJECT = "cleansft"
-_WANDB_HOST = "api.wandb.ai"
+_STOPPED = (StoppedError.exit_code, 130)
+"""Exit codes of attempts that somebody ended: a signal, or Ctrl-C."""
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
 """MLflow takes no more at once."""
 
 
-class WandbTracker(LibraryTracker):
+class _RunTracker(LibraryTracker):
+    """A library that hands out a run, which takes scalars step by step."""
+
+    _run: Any
+
+    def _log(self, steps: Sequence[Step]) -> None:
+        for step, scalars in steps:
+            self._run.log(scalars, step=step)
+
+    def _finish(self, exit_code: int) -> None:
+        self._run.finish()
+
+
+class WandbTracker(_RunTracker):
     """A run of Weights & Biases. Without its key or a network it writes to `wandb/` in the output directory, for
     `wandb sync`."""
 
@@ -39,18 +54,14 @@ class WandbTracker(LibraryTracker):
 
         super().__init__(output_dir, "wandb")
         run_id = self.keep_id(self.id or secrets.token_hex(4))
-        mode = None if wandb.api.api_key and is_reachable(_WANDB_HOST, 443) else "offline"
         with _starting("wandb", "Weights & Biases"):
-            self._run: Any = wandb.init(
+            mode = None if wandb.api.api_key and is_reachable(wandb.setup().settings.base_url) else "offline"
+            self._run = wandb.init(
                 id=run_id, name=name, dir=str(output_dir), config=dict(settings), resume="allow", mode=mode
             )
 
-    def _log(self, steps: Sequence[Step]) -> None:
-        for step, scalars in steps:
-            self._run.log(scalars, step=step)
-
-    def _finish(self) -> None:
-        self._run.finish()
+    def _finish(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
 
 
 class MlflowTracker(LibraryTracker):
@@ -102,11 +113,12 @@ class MlflowTracker(LibraryTracker):
         for some in _in_parts(metrics, _METRICS_PER_CALL):
             self._client.log_batch(self._run_id, metrics=some, synchronous=True)
 
-    def _finish(self) -> None:
-        self._client.set_terminated(self._run_id, "FINISHED")
+    def _finish(self, exit_code: int) -> None:
+        status = "KILLED" if exit_code in _STOPPED else "FAILED" if exit_code else "FINISHED"
+        self._client.set_terminated(self._run_id, status)
 
 
-class TrackioTracker(LibraryTracker):
+class TrackioTracker(_RunTracker):
     """A run of Trackio, on this machine (`TRACKIO_DIR`), or where `TRACKIO_SPACE_ID` or `TRACKIO_SERVER_URL` say."""
 
     def __init__(self, output_dir: Path, name: str, settings: Mapping[str, Any]) -> None:
@@ -125,7 +137,7 @@ class TrackioTracker(LibraryTracker):
         # Trackio finds a run again by its name, which another run may have too.
         run_id = self.keep_id(self.id or f"{name}-{secrets.token_hex(4)}")
         with _starting("trackio", "Trackio"):
-            self._run: Any = trackio.init(
+            self._run = trackio.init(
                 project=_PROJECT,
                 name=run_id,
                 config=dict(settings),
@@ -134,13 +146,6 @@ class TrackioTracker(LibraryTracker):
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-
-    def _log(self, steps: Sequence[Step]) -> None:
-        for step, scalars in steps:
-            self._run.log(scalars, step=step)
-
-    def _finish(self) -> None:
-        self._run.finish()
 
 
 class Trackers:
@@ -153,9 +158,9 @@ class Trackers:
         for each in self._trackers:
             each.take(records)
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         for each in self._trackers:
-            each.close()
+            each.close(exit_code)
 
 
 LIBRARIES: dict[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
@@ -176,9 +181,16 @@ def trackers(names: Iterable[str], output_dir: Path, run_name: str, settings: Ma
         settings: shown beside it.
 
     Raises:
-        SettingsError: one does not start.
+        SettingsError: one does not start; those before it are closed.
     """
-    return Trackers([LIBRARIES[name](output_dir, run_name, settings) for name in names])
+    begun: list[Tracker] = []
+    try:
+        for name in names:
+            begun.append(LIBRARIES[name](output_dir, run_name, settings))
+    except SettingsError as error:
+        Trackers(begun).close(error.exit_code)
+        raise
+    return Trackers(begun)
 
 
 def require_trackers(names: Iterable[str]) -> None:
@@ -213,8 +225,7 @@ def _mlflow_server() -> str | None:
     found = urlsplit(uri)
     if found.scheme not in ("http", "https") or not found.hostname:
         return uri
-    port = found.port or (443 if found.scheme == "https" else 80)
-    return uri if is_reachable(found.hostname, port) else None
+    return uri if is_reachable(uri) else None
 
 
 def _without_secrets(uri: str) -> str:

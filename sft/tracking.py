@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from sft.storage import write_json
 
@@ -25,8 +27,8 @@ class Tracker(Protocol):
         """Takes all records of the run so far, in order; those that it has had before, in an earlier attempt too, are
         left alone."""
 
-    def close(self) -> None:
-        """Hands over what is left."""
+    def close(self, exit_code: int) -> None:
+        """Hands over what is left, and tells how the attempt ended: with the exit code that it gives."""
 
 
 class LibraryTracker(ABC):
@@ -59,9 +61,9 @@ class LibraryTracker(ABC):
             self._takes_more = False
             print(f"warning: {self.store} takes no more records in this attempt: {error}", flush=True)
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         try:
-            self._finish()
+            self._finish(exit_code)
         except Exception as error:
             print(f"warning: {self.store} did not take the end of the run: {error}", flush=True)
 
@@ -70,8 +72,8 @@ class LibraryTracker(ABC):
         """Hands over scalars."""
 
     @abstractmethod
-    def _finish(self) -> None:
-        """Hands over what is left, and tells that the attempt has ended."""
+    def _finish(self, exit_code: int) -> None:
+        """Hands over what is left, and tells that the attempt has ended, and how."""
 
     def _is_new(self, record: Mapping[str, Any]) -> bool:
         return record["type"] != "summary" and int(record["step"]) > self._handed_over.get(record["type"], 0)
@@ -87,9 +89,15 @@ class LibraryTracker(ABC):
         self._handed_over = handed_over
 
 
-def is_reachable(host: str, port: int) -> bool:
-    """Whether something listens there, found out within seconds."""
+def is_reachable(address: str) -> bool:
+    """Whether something listens at an http(s) address, found out within seconds. Where a proxy stands between, which
+    alone can tell, it is taken to be so."""
+    found = urlsplit(address)
+    host = str(found.hostname)
+    if {found.scheme, "all"} & getproxies().keys() and not proxy_bypass(host):
+        return True
     try:
+        port = found.port or (443 if found.scheme == "https" else 80)
         socket.create_connection((host, port), timeout=_PATIENCE_S).close()
     except OSError:
         return False

@@ -22,6 +22,7 @@ if __name__ == "__main__":
 from node_board.standard_output import tolerate_full_disks
 from sft.arguments import checked, describe_settings, load_args, naming_places, read_settings
 from sft.config import LAUNCHER_OPTIONS, Args
+from sft.env_file import take_secrets
 from sft.errors import LostPeerError, SftError
 from sft.fence import Holder, ended_jobs, refuse_if_held
 from sft.heartbeat import Heartbeat
@@ -148,6 +149,7 @@ def train_with(args: Args, heartbeat: Heartbeat | None = None) -> None:
     from sft.allocator import keep_freed_memory
     from sft.world import world_from_env
 
+    take_secrets()
     needs_group = args.deepspeed is not None or args.fsdp
     heartbeat = heartbeat or Heartbeat.from_env(os.environ)
     size = args.sequence_parallel_size
@@ -174,15 +176,15 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     from sft.history import History
     from sft.identity import Identity
     from sft.loop import Training, train
-    from sft.masking import Masker, MaskOptions
     from sft.plan import Plan
     from sft.resuming import checkpoints_of, resumed
+    from sft.run_masker import masker_of
     from sft.run_summary import rank_figures, summary
-    from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
+    from sft.tokenizer import build_tokenizer
 
     refuse_what_is_not_here(args, world.device)
     tokenizer = build_tokenizer(args)
-    masker = Masker(tokenizer, pad_token_id(tokenizer), MaskOptions.of(args), stop_tokens(args, tokenizer))
+    masker = masker_of(args, tokenizer)
     world.heartbeat.beat("data", 0)
     train_data = _dataset(args.train_sources, args.max_train_samples, masker, args, world)
     eval_data = _dataset({args.eval_file: 1.0}, args.max_eval_samples, masker, args, world) if args.eval_file else None

@@ -20,6 +20,7 @@ from sft.lora_args import LoraArgs
 from sft.manifest import MANIFEST, Manifest
 from sft.model import BuiltModel, build_model, set_stop_tokens
 from sft.pieces import PartFiles, Piece
+from sft.run_files import has_final_model
 from sft.tokenizer import build_tokenizer, listed
 from sft.world import World
 from strict_settings import Problem, SettingsError
@@ -60,6 +61,22 @@ def run_arguments(run: Path) -> Args:
         raise SettingsError(Problem("RUN", str(run), rule, f"{error}.")) from error
 
 
+def for_weights(args: Args) -> Args:
+    """The settings without what the training's devices were needed for, and the weights are not: kernels, few bits, and
+    what saves memory."""
+    return dataclasses.replace(
+        args,
+        liger=False,
+        load_in_4bit=False,
+        load_in_8bit=False,
+        mlp_tile_tokens=None,
+        gradient_checkpointing=False,
+        gradient_checkpointing_every=1,
+        activation_offload=False,
+        attn_implementation="auto",
+    )
+
+
 def weights_of(run: Path, wanted: str, world: World) -> TrainedWeights:
     """The weights that `wanted` names.
 
@@ -73,8 +90,8 @@ def weights_of(run: Path, wanted: str, world: World) -> TrainedWeights:
         SettingsError: there is no such thing.
         CheckpointError: the checkpoint is not as it was written.
     """
-    args = run_arguments(run)
-    has_final = any((run / name).is_file() for name in ("config.json", "adapter_config.json"))
+    args = for_weights(run_arguments(run))
+    has_final = has_final_model(run)
     if wanted == "final" or (wanted == "auto" and has_final):
         if not has_final:
             raise SettingsError(Problem("--from", wanted, "be there", "The run has written no final model yet."))
@@ -136,7 +153,7 @@ def _final(run: Path, args: Args) -> TrainedWeights:
 
 def base_model(run: Path, args: Args, tokenizer: Any) -> BuiltModel:
     """The model that a run's adapter belongs to, as it was before."""
-    args = dataclasses.replace(args, lora=LoraArgs(enabled=False))
+    args = dataclasses.replace(for_weights(args), lora=LoraArgs(enabled=False))
     if (run / "base_model").is_dir():
         args = dataclasses.replace(args, model_name_or_path=str(run / "base_model"), model_config=None)
     return build_model(args, tokenizer)
@@ -146,13 +163,13 @@ def _set_stops(model: Any, tokenizer: Any, args: Args, run: Path) -> None:
     """Makes `generate` stop where turns end: as the final model does, or as the template shows."""
     from transformers import GenerationConfig
 
-    from sft.masking import Masker, MaskOptions
     from sft.questions import SMALL_TALK
+    from sft.run_masker import masker_of
 
     try:
         stops = listed(GenerationConfig.from_pretrained(str(run)).eos_token_id)
     except OSError:  # there is none yet
-        masker = Masker(tokenizer, options=MaskOptions.of(args))
+        masker = masker_of(args, tokenizer)
         masker.documents(SMALL_TALK)
         stops = sorted(masker.stop_token_ids)
     base = model.get_base_model() if hasattr(model, "peft_config") else model

@@ -47,8 +47,9 @@ def torchrun() -> str:
 #     sbatch [--nodes=4 --gpus-per-node=8 --cpus-per-task=64 …] slurm/torchrun.sbatch run.yaml [--learning_rate 1e-5 …]
 #
 # The settings file comes first; all further words go to the trainer. Options of sbatch win over the #SBATCH lines.
-# PYTHON=/path/to/python and PROCS_PER_NODE=2 in the environment choose Python and the number of ranks per node
-# (default: the node's GPUs, or 1). `python -m launch submit` does the same, with records, status and exact exit codes.
+# PYTHON=/path/to/python and PROCS_PER_NODE=2 in the environment choose Python (default: .venv/bin/python, or python)
+# and the number of ranks per node (default: the node's GPUs, or 1). `python -m launch submit` does the same, with
+# records, status and exact exit codes.
 """
     return _text("torchrun", usage, [], [], _on_nodes("torchrun", _torchrun_lines('sft/train.py --config "$@"')))
 
@@ -66,8 +67,8 @@ def deepspeed() -> str:
 #     sbatch [--nodes=4 --gpus-per-node=8 --cpus-per-task=64 …] slurm/deepspeed.sbatch run.yaml [--learning_rate 1e-5 …]
 #
 # The settings file comes first; all further words go to the trainer. Options of sbatch win over the #SBATCH lines.
-# In the environment: ZERO=0|1|2|3 chooses ds_configs/zero<N>.json (default 2), PYTHON=/path/to/python,
-# PROCS_PER_NODE=2 the ranks per node (default: the node's GPUs, or 1).
+# In the environment: ZERO=0|1|2|3 chooses ds_configs/zero<N>.json (default 2), PYTHON=/path/to/python
+# (default: .venv/bin/python, or python), PROCS_PER_NODE=2 the ranks per node (default: the node's GPUs, or 1).
 # `python -m launch submit --launcher deepspeed` does the same, with records, status and exact exit codes.
 """
     checks = [
@@ -122,18 +123,20 @@ read -r first_ephemeral _ < /proc/sys/net/ipv4/ip_local_port_range
 export MASTER_ADDR=$address
 export MASTER_PORT=$((10000 + SLURM_JOB_ID % (first_ephemeral - 10000)))
 export PROCS_PER_NODE=${PROCS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((${SLURM_CPUS_PER_TASK:-1} + PROCS_PER_NODE - 1) / PROCS_PER_NODE))}
-export PYTHON=${PYTHON:-python}
+cpus=${SLURM_CPUS_PER_TASK:-1}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > PROCS_PER_NODE ? cpus / PROCS_PER_NODE : 1))}
+export PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python)}
 # Since Slurm 22.05 srun does not take --cpus-per-task from sbatch.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"""
 
 _CHAIN_BEFORE = """
 # The same in each attempt: the trainer goes on from the newest checkpoint there. In codes/ ranks write how they ended,
-# and after each attempt the newest checkpoint is noted.
+# and after each attempt the newest checkpoint is noted. An earlier job in the same directory may have left codes there.
 export OUTPUT_DIR=${OUTPUT_DIR:-runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
 export CODES=$OUTPUT_DIR/codes
 export ATTEMPT=${SLURM_RESTART_COUNT:-0}
 mkdir -p "$CODES"
+rm -f "$CODES/$ATTEMPT".*
 newest() { (ls -d "$OUTPUT_DIR"/checkpoints/step-???????? 2> /dev/null || echo none) | tail -n 1; }
 [ "$ATTEMPT" -gt 0 ] || newest > "$CODES/newest"
 

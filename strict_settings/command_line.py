@@ -7,8 +7,6 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
 from strict_settings import scalars
 from strict_settings.problems import Described, Problem, SettingsError, with_suggestion
 from strict_settings.schema import _dataclass_in, _union_parts, hints_of
@@ -31,6 +29,7 @@ def parse_command_line(cls: type, words: Sequence[str], aliases: Mapping[str, st
     problems: list[Problem] = []
     remaining = list(words)
     while remaining:
+        typed = remaining[0].partition("=")[0]
         option, text, problem = _take_option(remaining, fields)
         if problem is not None:
             problems.append(problem)
@@ -44,7 +43,7 @@ def parse_command_line(cls: type, words: Sequence[str], aliases: Mapping[str, st
             what = Described(f"given beside --{'.'.join(beside)}")
             problems.append(Problem(f"--{option}", what, "be given once", "Give the mapping or its parts, not both."))
             continue
-        places[path] = f"--{option}"
+        places[path] = typed
         try:
             _store(values, path, _parsed(text, fields[path], option))
         except SettingsError as error:
@@ -114,16 +113,11 @@ def _parsed(text: str, hint: Any, option: str) -> Any:
 
 def _parsed_collection(text: str, option: str) -> Any:
     """A list or mapping in YAML's flow style, of which JSON is a part; `a,b` is a list too."""
-    from strict_settings.yaml_file import _Reader, compose
-
     if text[:1] not in ("{", "["):
         return [scalars.resolve(part.strip()) for part in text.split(",")]
-    try:
-        node = compose(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SettingsError(Problem(f"--{option}", text, "be JSON or YAML, as in {key: value} or [a, b]")) from error
-    assert node is not None
-    return _Reader(f"--{option}").value(node, ())
+    from strict_settings.yaml_file import read_collection
+
+    return read_collection(text, option)
 
 
 def _store(values: dict[str, Any], path: Path, value: Any) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from strict_settings.problems import Described, Problem, SettingsError, with_suggestion
+from strict_settings.problems import Described, Problem, SettingsError, with_suggestion, written
 from strict_settings.source import Path, Source
 
 T = TypeVar("T")
@@ -301,9 +301,17 @@ def _as_scalar(value: Any, kind: Any, path: Path, source: Source) -> Any:
             f"Write for example {name}: 8, without leading zero, point or quotes.",
         ),
         float: ("be a number", f"Write for example {name}: 1e-5, without quotes."),
-        str: ("be text", f'Write it in quotes: {name}: "{"" if value is None else value}".'),
+        str: ("be text", _quoted(name, value)),
     }.get(kind, (f"be a {getattr(kind, '__name__', kind)}", ""))
     raise _wrong(value, rule, remedy, path, source)
+
+
+def _quoted(name: str, value: Any) -> str:
+    """How to write a value as text, where it is one value; an entry of a list has its number for a name."""
+    if isinstance(value, list | Mapping):
+        return "Write one value."
+    text = "" if value is None else written(value)
+    return f'Write it in quotes: "{text}".' if name.isdigit() else f'Write it in quotes: {name}: "{text}".'
 
 
 def _mapping_remedy(name: str, kind: Any) -> str:

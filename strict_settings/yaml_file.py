@@ -21,13 +21,8 @@ _STANDARD_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float"
 _YAML_1_1_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
 
 
-def read_yaml(path: str | Path) -> Source:
-    """The file's top-level mapping.
-
-    Raises:
-        SettingsError: missing or unreadable file, not UTF-8, over 1 MB, bad YAML, duplicate key, a key that is
-            no text, an explicit tag, or a top level that is no mapping; with file and line.
-    """
+def read(path: str | Path) -> Source:
+    """As `strict_settings.read_yaml` says."""
     name = str(path)
     node = _compose(_read_text(Path(path)), name)
     if node is None:
@@ -38,6 +33,20 @@ def read_yaml(path: str | Path) -> Source:
             Problem("the file", type(node.value).__name__, "be a mapping of `key: value` lines", where=f"{name}:1")
         )
     return Source(reader.value(node, ()), name, reader.places)
+
+
+def read_collection(text: str, option: str) -> Any:
+    """The value of an option in YAML's flow style, of which JSON is a part.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    try:
+        node = _parsed(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SettingsError(Problem(f"--{option}", text, "be JSON or YAML, as in {key: value} or [a, b]")) from error
+    assert node is not None
+    return _Reader(f"--{option}").value(node, ())
 
 
 def _read_text(path: Path) -> str:
@@ -67,7 +76,7 @@ def _read_text(path: Path) -> str:
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
-        node = compose(text)
+        node = _parsed(text)
     except RecursionError as error:
         raise SettingsError(Problem("the nesting", Described("too deep"), "be flatter", where=name)) from error
     except yaml.YAMLError as error:
@@ -91,12 +100,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def compose(text: str) -> yaml.Node | None:
-    """The document's node, or None for an empty one.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-    """
+def _parsed(text: str) -> yaml.Node | None:
     node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     return node
 

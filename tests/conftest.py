@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import settings
 
 TESTS = Path(__file__).resolve().parent
-for folder in (TESTS.parent, TESTS, TESTS / "ranks"):
+for folder in (TESTS.parent, TESTS, TESTS / "ranks", TESTS / "launch"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -14,11 +14,11 @@ PACKAGES = ("launch", "sft", "strict_settings", "node_board")
 
 LAYERS = {
     "node_board": ["__init__", "standard_output"],
-    "strict_settings": ["problems scalars source", "schema yaml_file", "command_line description", "__init__"],
+    "strict_settings": ["problems scalars source env_file", "schema yaml_file", "command_line description", "__init__"],
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
         "__init__ errors allocator event_file",
-        "heartbeat faults pace meeting",
+        "heartbeat faults pace meeting env_file",
         "deepspeed_config lora_args setting_files",
         "setting_rules",
         "config",
@@ -34,7 +34,7 @@ LAYERS = {
         "table_rows packing tracking run_files",
         "sources masks",
         "masking model optimizer history flops matmul_rate node_check profiling pieces manifest fence agreement",
-        "metering commit checkpoint_write identity output_dir plan loss_spikes trackers",
+        "run_masker metering commit checkpoint_write identity output_dir plan loss_spikes trackers",
         "batching truncation token_columns claims checkpoint_search",
         "encoding",
         "encoding_cache",
@@ -48,13 +48,14 @@ LAYERS = {
         "run_summary data_figures metrics intervals ways device_check",
         "resuming scoring loading questions scores halving",
         "train_imports",
-        "train estimate generation trained_weights model_card",
+        "train estimate generation trained_weights model_card evaluation_files",
         "subject inspection audit epoch",
         "model_subject",
         "answering",
         "painting findings",
         "page audit_text",
         "chat report_figures audit_page inspect_command estimate_text",
+        "report_timeline report_inputs",
         "report audit_command estimate_command evaluate chat_command export_command",
         "optimize_prompt report_command import_command",
         "__main__",
@@ -81,18 +82,19 @@ LAYERS = {
     ],
     # The design's order; `rank` runs under the command that the script shows, so the agent reads both.
     "launch": [
-        "__init__ errors records processes devices peers disks",
+        "__init__ errors records processes peers disks",
         "checks chain notify env_settings claims env_file network memory_limit outcome rendezvous options hang "
-        "secret_values forking",
-        "attempts site fork_server command_line",
+        "secret_values forking hosts direct logs",
+        "attempts site fork_server command_line remote_start",
         "spec",
-        "rank watchdog places stages sweep_page profiles meeting notes pending logs row_cache node_facts",
+        "rank watchdog devices places stages sweep_page profiles meeting notes pending row_cache node_facts",
         "settings command runs watch node_probe",
         "script agent jobs progress merged_logs node_group",
-        "cluster report executor sweep limits examination following",
+        "cluster report executor sweep limits examination following agents",
         "submit screen local request_checks input_checks diagnosis members",
-        "batch resuming drill sweep_runner before node_report manifest identity",
-        "snapshot",
+        "host_checks",
+        "batch resuming drill sweep_runner before node_report manifest",
+        "identity snapshot",
         "doctor",
         "preflight",
         "verbs",
@@ -290,4 +292,4 @@ def test_settings_and_arguments_are_read_without_any_global_of_the_process() -> 
         for node in nodes(tree(path))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv")
     }
-    assert readers <= {"world", "train", "deepspeed_engine", "demo", "subject"}
+    assert readers <= {"world", "train", "deepspeed_engine", "demo", "subject", "env_file"}

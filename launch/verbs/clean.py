@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from launch import runs
+from launch.checks import counted
 from launch.claims import latest_claim, make_claim
 from launch.errors import OK, LaunchError, LockedError
 from launch.executor import ViewOfMany
 from launch.report import duration
 from launch.runs import COMPLETED, Run, Snapshot, Status
-from launch.verbs.common import print_json, registry
+from launch.verbs.common import print_json, registry, states_of
 
 DAY_S = 86_400.0
 
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             what = "the run" if item.paths == (item.run.path,) else f"{len(item.paths)} checkpoints"
             age = f"{duration(item.ended_ago_s)} old"
             print(f"{size(item.num_bytes):>9}  {item.state:<9}  {age:<12}  {what} of {item.run.path}")
-        print(f"{size(total):>9}  in {len(items)} runs" if items else "nothing to remove")
+        print(f"{size(total):>9}  in {counted(len(items), 'run')}" if items else "nothing to remove")
     is_sure = arguments.yes or (bool(items) and not arguments.json and _is_confirmed())
     if is_sure:
         for item in items:
@@ -75,7 +76,7 @@ def _items(arguments: argparse.Namespace) -> Iterator[Item]:
     if not arguments.runs and arguments.older_than is None and arguments.state is None:
         raise LaunchError("no run is named; name runs, or give --older-than DAYS or --state FAILED.")
     named = [runs.find(name, registry(), Path.cwd()).path for name in arguments.runs]
-    states = None if arguments.state is None else arguments.state.upper().split(",")
+    states = states_of(arguments.state)
     views = ViewOfMany()
     for path in named or runs.all_runs(registry(), None):
         found = Snapshot(path)
@@ -87,7 +88,7 @@ def _items(arguments: argparse.Namespace) -> Iterator[Item]:
             continue
         age_s = max(0.0, time.time() - _ended_at(found))
         is_young = arguments.older_than is not None and age_s < arguments.older_than * DAY_S
-        if is_young or (states is not None and status.state not in states):
+        if is_young or status.state not in states:
             continue
         paths = checkpoints_to_go(path, status.state) if arguments.checkpoints else [path]
         if paths:
@@ -102,8 +103,10 @@ def why_not(run: Run, status: Status) -> str | None:
         return f"{run.name} is {status.state}{why}; it must have ended to be removed."
     job = run.job
     inside = [job.get("working_dir"), job.get("script"), job.get("config"), str(Path.cwd()), str(Path.home())]
+    copied = [job.get("script"), job.get("config")] if job.get("code_root") else []  # `--snapshot` has made them
     for path in filter(None, inside):
-        if Path(path).is_relative_to(run.path):
+        is_copy = path in copied and Path(path).is_relative_to(run.path / "code")
+        if Path(path).is_relative_to(run.path) and not is_copy:
             return f"{run.path} holds {path}, which is not of the run; it must hold nothing else. Remove it by hand."
     if (run.path / ".git").exists():
         return f"{run.path} is a git repository; it must hold a run and nothing else. Remove it by hand."

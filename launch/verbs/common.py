@@ -19,6 +19,8 @@ from launch.runs import Run, Status
 
 SQUEUE_INTERVAL_S = 2.0
 POLL_S = 0.3
+MAX_NAMED = 6
+"""How many runs of a sweep a message names."""
 
 
 def registry() -> Path:
@@ -27,14 +29,22 @@ def registry() -> Path:
 
 
 def find(arguments: argparse.Namespace) -> Run:
-    """The run that the words name; without any, the latest."""
-    return runs.find(arguments.run, registry(), Path.cwd())
+    """The run that the words name; without any, the latest.
+
+    Raises:
+        LaunchError: there is none; or they name a sweep or stages, of which one run is meant.
+    """
+    found = find_all(arguments)
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found[:MAX_NAMED]) + (", …" if len(found) > MAX_NAMED else "")
+        raise LaunchError(f"RUN is {arguments.run!r}, which is {len(found)} runs; it must be one of them: {names}.")
+    return found[0]
 
 
 def find_all(arguments: argparse.Namespace) -> list[Run]:
     """The run that the words name, or all of the sweep or of the stages of that name."""
     try:
-        return [find(arguments)]
+        return [runs.find(arguments.run, registry(), Path.cwd())]
     except LaunchError:
         from launch import members
 
@@ -42,6 +52,22 @@ def find_all(arguments: argparse.Namespace) -> list[Run]:
         if not found:
             raise
         return found
+
+
+def states_of(text: str | None) -> tuple[str, ...]:
+    """The states that `--state` names, of any case and with commas between; without it all.
+
+    Raises:
+        LaunchError: there is no such state.
+    """
+    known = (runs.PENDING, runs.RUNNING, *runs.ENDED)
+    if text is None:
+        return known
+    states = tuple(word.strip().upper() for word in text.split(","))
+    for state in states:
+        if state not in known:
+            raise LaunchError(f"--state is {state!r}; it must be one of {', '.join(known)}.")
+    return states
 
 
 def print_json(verb: str, **facts: Any) -> None:

@@ -21,17 +21,19 @@ def run(arguments: argparse.Namespace) -> int:
     if problems := request_problems(spec):
         raise SettingsError(draft.placed(problems))
     found = _checks(spec, has_config=arguments.config is not None)
-    print(checks.table(found, colours=sys.stderr.isatty()), file=sys.stderr, flush=True)
+    print(checks.table(found, colours=checks.takes_colours(sys.stderr, os.environ)), file=sys.stderr, flush=True)
     if checks.worst(found) == "error":
         raise checks.ChecksFailedError(found, "No node was examined.")
     runs_dir, ports = Path(spec.run_dir).parent, tuple(arguments.port)
     environ = cluster.without_outer_job(os.environ)
     if spec.executor == "local":
         folder = doctor.shared_folder(runs_dir)
+        tell = doctor.tell_on_terminal
         try:
-            answers = doctor.here(
-                spec.python, folder, spec.resources.nodes, spec.cpus_per_task, environ, ports, doctor.tell_on_terminal
-            )
+            if spec.hosts:
+                answers = doctor.on_hosts(spec, folder, environ, ports, tell)
+            else:
+                answers = doctor.here(spec, folder, environ, ports, tell)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return doctor.concluded(answers, is_json=arguments.json, checks=checks.facts(found))
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     words = doctor.salloc_words(spec, [sys.executable, "-m", "launch.doctor", json.dumps(request)])
     os.environ.clear()
-    os.environ.update(environ, PYTHONPATH=python_path(environ))
+    os.environ.update(environ, PYTHONPATH=python_path(environ), **doctor.probe_variables(spec))
     sys.stdout.flush()
     os.execvp(words[0], words)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,12 @@ from launch.report import duration, run_facts
 from launch.row_cache import RowCache, key_of
 from launch.runs import Snapshot, Status
 from launch.sweep_page import sweep_page
-from launch.verbs.common import print_json, registry
-
-STATES = (runs.PENDING, runs.RUNNING, *runs.ENDED)
+from launch.verbs.common import print_json, registry, states_of
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a line for each run, the newest first."""
-    wanted = _states(arguments.state)
+    wanted = states_of(arguments.state)
     if arguments.sweep is not None:
         return _list_sweep(arguments, wanted)
     if arguments.html is not None:
@@ -66,6 +65,7 @@ def _list_sweep(arguments: argparse.Namespace, wanted: tuple[str, ...]) -> int:
     axes = (read_json(folder / "sweep.json") or {})["axes"]
     if arguments.html is not None:
         write_text(Path(arguments.html), sweep_page(folder.name, axes, best_first), mode=0o644)
+        print(f"page: {arguments.html}", file=sys.stderr)
     if arguments.json:
         print_json("list", sweep=folder.name, path=str(folder), axes=axes, runs=best_first)
         return OK
@@ -82,16 +82,6 @@ def _result(row: Mapping[str, Any], axes: Mapping[str, Any]) -> tuple[str, ...]:
     return (row["run"], row["state"], *(row["values"][axis] for axis in axes), *losses, step)
 
 
-def _states(text: str | None) -> tuple[str, ...]:
-    if text is None:
-        return STATES
-    states = tuple(word.strip().upper() for word in text.split(","))
-    for state in states:
-        if state not in STATES:
-            raise LaunchError(f"--state is {state!r}; it must be one of {', '.join(STATES)}.")
-    return states
-
-
 def _rows(paths: list[Path], cache: RowCache) -> Iterator[dict[str, Any]]:
     """The facts of each run, the newest first."""
     views = ViewOfMany()
@@ -102,7 +92,7 @@ def _rows(paths: list[Path], cache: RowCache) -> Iterator[dict[str, Any]]:
             key = key_of(str(path), found.attempt)
             status = runs.status_of(found, lambda found=found: views(found))  # type: ignore[misc]
             row = _row(found, status)
-            if status.has_ended and not status.is_guess and status.state != runs.LOST:
+            if status.is_for_good:
                 cache.put(str(path), row, key)
         yield row
 
@@ -117,7 +107,7 @@ def _row(run: Snapshot, status: Status) -> dict[str, Any]:
     }
 
 
-_HEAD = ("RUN", "STATE", "JOB", "NODES", "ATTEMPT", "SUBMITTED", "")
+_HEAD = ("RUN", "STATE", "JOB", "NODES", "ATTEMPT", "SUBMITTED", "DETAILS")
 
 
 def table(rows: list[dict[str, Any]], now: float) -> list[str]:

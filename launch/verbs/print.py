@@ -9,4 +9,4 @@ from launch.verbs.submit import prepared, show
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan."""
-    return show("print", *prepared(arguments), is_json=arguments.json)
+    return show("print", *prepared(arguments), is_json=arguments.json, is_copied=arguments.snapshot)

@@ -1,4 +1,5 @@
-"""`launch resubmit`: a run once more from its beginning, with the settings that it had, in a directory of its own."""
+"""`launch resubmit`: a run once more from its beginning, with the settings that it had, in a directory of its own. What
+of its code, data and packages is not as it was is told."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from launch import cluster, following, options, places, resuming, script
+from launch import cluster, following, options, places, resuming, script, snapshot
+from launch.records import read_json
 from launch.spec import JobSpec
 from launch.verbs.common import Watch, find, started
 from launch.verbs.submission import submitted
@@ -20,7 +22,10 @@ _ABOUT_RESUMING = ("resume_override", "accept_data_change")
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan, or starts the job."""
-    old = JobSpec.from_json(find(arguments).job)
+    found = find(arguments)
+    submitted_as = JobSpec.from_json(found.job)
+    is_copied = submitted_as.code_root is not None
+    old = snapshot.original(submitted_as, read_json(found.path / "manifest.json") or {})
     changes = {name: getattr(arguments, name.replace("-", "_")) for name, _, _ in options.RESUME_OPTIONS}
     name = arguments.name or free_name(Path(old.run_dir))
     spec = resuming.changed(anew(old, name, arguments.script_args), changes, [], accepts_data=False)
@@ -30,14 +35,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise SettingsError(problems)
     plan = script.plan_text(spec, cluster.without_outer_job(os.environ))
     if arguments.dry_run:
-        return show("resubmit", spec, plan, is_json=arguments.json)
+        return show("resubmit", spec, plan, is_json=arguments.json, is_copied=is_copied)
     dependency = following.dependency_of(spec, lambda run: Watch(run).now())
-    return started("resubmit", submitted(spec, plan, arguments, dependency), spec.executor, arguments)
+    new = submitted(spec, plan, arguments, dependency, is_copied=is_copied, like=found)
+    return started("resubmit", new, spec.executor, arguments)
 
 
 def free_name(run_dir: Path) -> str:
-    """`demo-2`, or the first number after it of which there is no directory yet."""
+    """`demo-2`, or the first number after it of which there is no directory yet; of `demo-2` too, where there is a
+    `demo`. Otherwise the number is part of the name: `seed-3` once more is `seed-3-2`."""
     base, number = re.sub(r"-\d{1,3}$", "", run_dir.name), 2
+    if not (run_dir.parent / base).exists():
+        base = run_dir.name
     while (run_dir.parent / f"{base}-{number}").exists():
         number += 1
     return f"{base}-{number}"

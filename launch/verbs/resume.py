@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import attempts, cluster, following, members, options, resuming, runs, script
+from launch import attempts, cluster, following, host_checks, members, options, resuming, runs, script
 from launch import submit as effects
 from launch.errors import OK, LaunchError
 from launch.runs import Run
@@ -42,12 +42,15 @@ def _resumed(found: Run, arguments: argparse.Namespace) -> JobSpec:
     spec = resuming.changed(
         JobSpec.from_json(found.job), changes, arguments.override, accepts_data=arguments.accept_data_change
     )
-    if spec.executor == "slurm" and (problems := list(cluster.request_problems(spec, cluster.read_partitions()))):
-        raise SettingsError(problems)
+    if spec.executor == "slurm":
+        problems = [*cluster.request_problems(spec, cluster.read_partitions()), *cluster.exclude_problems(spec)]
+        if problems:
+            raise SettingsError(problems)
     dependency = following.dependency_of(spec, lambda run: Watch(run).now())
     plan = script.plan_text(spec, cluster.without_outer_job(os.environ))
     with resuming.claimed_again(found) as claim:
         effects.check_script(spec, os.environ)
+        host_checks.require(spec, cluster.without_outer_job(os.environ))
         if not arguments.json:
             step = attempts.newest_step(found.path)
             print(f"goes on from step {step}" if step else "there is no checkpoint: it begins again")

@@ -7,8 +7,8 @@ import signal
 import sys
 from types import FrameType
 
-from launch import processes
-from launch.errors import LaunchError
+from launch import processes, runs
+from launch.errors import TERMINATED, LaunchError
 from launch.executor import is_running
 from launch.logs import follow_raw
 from launch.runs import Run
@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{found.name} runs in {found.path}; Ctrl-C saves and stops it", file=sys.stderr, flush=True)
     watch = Watch(found)
     follow_raw(lambda: found.logs / "rank-0.log", lambda: watch.has_ended() and not is_running(found), out)
+    if stopper.was_asked and watch.now().code == TERMINATED:  # it has ended as it was asked to, without a save
+        runs.note_cancelled(found.path, "run")
     if not arguments.json:
         print()
     return tell_end("run", found, watch.now(), is_json=arguments.json)
@@ -40,7 +42,7 @@ class _Stopper:
 
     def __init__(self) -> None:
         self._pid: int | None = None
-        self._was_asked = False
+        self.was_asked = False
 
     def watch(self, run: Run) -> None:
         """Takes the signals over for a run that has been started."""
@@ -49,7 +51,7 @@ class _Stopper:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        sys.stderr.write("\nit still saves\n" if self._was_asked else "\nit saves and stops\n")
-        self._was_asked = True
+        sys.stderr.write("\nit still saves\n" if self.was_asked else "\nit saves and stops\n")
+        self.was_asked = True
         if self._pid is not None:
             processes.send([self._pid], signal.SIGTERM)

@@ -25,7 +25,7 @@ from launch.spec import JobSpec, name_problems
 from launch.stages import Stage
 from launch.verbs.common import print_json
 from launch.verbs.submission import Examined, examined, sent
-from launch.verbs.submit import request_problems
+from launch.verbs.submit import in_copy, request_problems
 from launch.verbs.wait import wait_for_all
 from strict_settings import Problem, SettingsError
 
@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder, planned = _planned(stages.read_stages(arguments.file), arguments)
     if arguments.dry_run:
         _check_scripts(folder, planned)
+        if arguments.snapshot:
+            planned = [Planned(one.stage, *in_copy(one.spec)) for one in planned]
         return _show(folder, planned, arguments)
     found = _submitted(folder, planned, arguments)
     _tell(folder, planned, found, arguments)
@@ -64,6 +66,8 @@ def _planned(found: Sequence[Stage], arguments: argparse.Namespace) -> tuple[Pat
         raise SettingsError(problems)
     folder = _folder(arguments, drafts[0].settings.runs_dir, working_dir)
     wanted = {draft.settings.executor for draft in drafts}
+    if any(draft.settings.hosts for draft in drafts):
+        wanted.discard("auto")  # what has no hosts runs here, from where the others are reached
     if len(wanted) > 1:
         raise LaunchError(f"executor is {' and '.join(sorted(wanted))}; it must be the same for all stages.")
     where, note = cluster.choose_executor(wanted.pop())
@@ -94,6 +98,7 @@ def _request(stage: Stage, arguments: argparse.Namespace) -> settings.Request:
         options=tuple(words),
         script_args=stage.settings.args,
         launch=stage.launch,
+        defaults=(profiles.sbatch_defaults(os.environ),),
     )
 
 

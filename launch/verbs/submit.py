@@ -8,15 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launch import cluster, devices, local, options, profiles, runs, script, settings
+from launch import cluster, devices, options, profiles, runs, script, settings
 from launch import submit as effects
-from launch.env_file import found_env_file
 from launch.errors import OK
 from launch.following import following
 from launch.runs import Run
 from launch.spec import JobSpec
 from launch.verbs.common import Watch, print_json, registry, started
 from strict_settings import Problem, SettingsError
+from strict_settings.env_file import found_env_file
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         earlier = runs.find(arguments.after, registry(), Path.cwd())
         spec, dependency = following(spec, earlier, Watch(earlier).now())
     if arguments.dry_run:
-        return show("submit", spec, plan, is_json=arguments.json)
+        return show("submit", spec, plan, is_json=arguments.json, is_copied=arguments.snapshot)
     from launch.verbs.submission import submitted
 
     return started("submit", submitted(spec, plan, arguments, dependency), spec.executor, arguments)
@@ -66,13 +66,16 @@ def draft_of(arguments: argparse.Namespace, *, is_new: bool = True) -> tuple[set
 def request_problems(spec: JobSpec) -> list[Problem]:
     """What the job asks for and the cluster, or this machine, can't give."""
     if spec.executor == "slurm":
-        return list(cluster.request_problems(spec, cluster.read_partitions()))
-    return list(local.request_problems(spec, devices.num_gpus(os.environ)))
+        return [*cluster.request_problems(spec, cluster.read_partitions()), *cluster.exclude_problems(spec)]
+    return list(devices.request_problems(spec, devices.num_gpus(os.environ)))
 
 
-def show(verb: str, spec: JobSpec, plan: str, *, is_json: bool) -> int:
-    """Prints what would be submitted, once the script itself has checked its settings."""
+def show(verb: str, spec: JobSpec, plan: str, *, is_json: bool, is_copied: bool = False) -> int:
+    """Prints what would be submitted, once the script itself has checked its settings; with the paths of the copy where
+    it would run from one."""
     effects.check_script(spec, os.environ)
+    if is_copied:
+        spec, plan = in_copy(spec)
     if is_json:
         print_json(verb, run=spec.name, path=spec.run_dir, executor=spec.executor, job=spec.to_json(), plan=plan)
         return OK
@@ -80,6 +83,14 @@ def show(verb: str, spec: JobSpec, plan: str, *, is_json: bool) -> int:
     sys.stdout.buffer.write(plan.encode("utf-8", errors="surrogateescape"))
     sys.stdout.buffer.flush()
     return OK
+
+
+def in_copy(spec: JobSpec) -> tuple[JobSpec, str]:
+    """(the job, its whole dry run) as `--snapshot` would submit it; nothing is copied."""
+    from launch import snapshot
+
+    spec, _ = snapshot.planned(spec)
+    return spec, script.plan_text(spec, cluster.without_outer_job(os.environ))
 
 
 def request_of(arguments: argparse.Namespace) -> settings.Request:
@@ -97,4 +108,5 @@ def request_of(arguments: argparse.Namespace) -> settings.Request:
         options=tuple(words),
         env=tuple(arguments.env),
         script_args=tuple(arguments.script_args),
+        defaults=(profiles.sbatch_defaults(os.environ),),
     )

@@ -55,10 +55,11 @@ def _free_port() -> int:
 
 def _serve(command: list[str]) -> int:
     """Until the server ends, or somebody ends this process; the server then ends too."""
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: server.terminate())
+    # In a session of its own: Ctrl-C is for this process, which then ends it without TensorBoard's traceback.
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, lambda *_: server.terminate())
         code = server.wait()
     except KeyboardInterrupt:
         server.terminate()

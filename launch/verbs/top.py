@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from launch import screen
+from launch.checks import takes_colours
 from launch.errors import OK, LaunchError
+from launch.logs import read_tail
 from launch.progress import read_log, read_progress
-from launch.rank import read_tail
 from launch.report import status_facts
 from launch.runs import Run
 from launch.verbs.common import SQUEUE_INTERVAL_S, Watch, find, print_json, print_status
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json("top", **view.picture().facts, log=view.records())
     elif arguments.once or not (sys.stdout.isatty() and sys.stdin.isatty()):
-        print("\n".join(_lines(view, is_coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ)))
+        print("\n".join(_lines(view, is_coloured=takes_colours(sys.stdout, os.environ))))
     else:
         _live(view, arguments.interval_s)
         print_status(found, Watch(found).now())
@@ -94,7 +95,7 @@ def _lines(view: _View, *, is_coloured: bool) -> list[str]:
 
 
 def _live(view: _View, interval_s: float) -> None:
-    is_coloured = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    is_coloured = takes_colours(sys.stdout, os.environ)
     with _own_screen():
         while True:
             lines = _lines(view, is_coloured=is_coloured)

@@ -24,7 +24,7 @@ from sft.migration.mapping import (
     made,
     same,
 )
-from sft.migration.training import TRAINING, modules, no_warmup, whole
+from sft.migration.training import REPORTED, TRACKERS, TRAINING, modules, no_warmup, reports, whole
 
 _SHARED = (
     "output_dir", "gradient_accumulation_steps", "learning_rate", "max_steps", "warmup_ratio", "warmup_steps",
@@ -131,8 +131,11 @@ def _liger(value: Any, _: Theirs) -> Taken:
     return Made({"liger": True}, "all of Liger's kernels but the loss") if value else Idle("off")
 
 
-def _wandb(value: Any, _: Theirs) -> Taken:
-    return Made({"report_to": "wandb"}) if value else Idle("off")
+def _tracker(value: Any, theirs: Theirs) -> Taken:
+    """All that are on, whichever of them is asked about. A project's name switches W&B on there, too."""
+    named = [name for name in TRACKERS if theirs.get(f"use_{name}")]
+    named += ["wandb"] if theirs.get("wandb_project") else []
+    return Made({"report_to": reports(named)}) if value else Idle("off")
 
 
 def _wandb_name(value: Any, theirs: Theirs) -> Taken:
@@ -223,9 +226,10 @@ KEYS: tuple[Key, ...] = (
         "liger_cross_entropy liger_fused_linear_cross_entropy liger_use_token_scaling",
         "the loss is computed in tiles in any case",
     ),
-    made("use_wandb", "report_to", _wandb),
-    made("wandb_project", "report_to", _wandb, "the project's name is taken from WANDB_PROJECT"),
+    *(made(f"use_{name}", "report_to", _tracker) for name in TRACKERS),
+    made("wandb_project", "report_to", _tracker, "the project's name is taken from WANDB_PROJECT"),
     made("wandb_name", "run_name", _wandb_name),
+    *lost("use_comet use_otel_metrics", REPORTED),
     made("special_tokens", "–", _special_tokens, "pad_token only"),
     same("dataset_num_proc"),
     same("dataset_processes", "dataset_num_proc"),
@@ -254,10 +258,10 @@ AXOLOTL = Tool(
     ),
     prefixes={
         **dict.fromkeys(("dpo_", "kto_", "simpo_", "orpo_", "cpo_", "rl_"), "only supervised fine-tuning is done here"),
-        **dict.fromkeys(
-            ("mlflow_", "comet_", "trackio_", "otel_", "gradio_", "ray_"), "there is TensorBoard, and wandb"
-        ),
-        **dict.fromkeys(("pose_", "generation_"), "there is nothing like it"),
+        "mlflow_": "it is taken from the environment: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME",
+        "trackio_": "it is taken from the environment: TRACKIO_SPACE_ID, TRACKIO_SERVER_URL, TRACKIO_DIR",
+        **dict.fromkeys(("comet_", "otel_"), REPORTED),
+        **dict.fromkeys(("pose_", "generation_", "gradio_", "ray_"), "there is nothing like it"),
         **dict.fromkeys(("peft_",), "adapters are LoRA, DoRA or rsLoRA, all alike"),
         **dict.fromkeys(("qgalore_", "dion_", "lisa_", "jagged_", "relora_"), "the optimizer is AdamW on all weights"),
         **dict.fromkeys(("scaling_softmax", "fused_attn", "flash_attn", "fp32_norm"), "the model is taken as it is"),

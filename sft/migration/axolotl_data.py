@@ -26,6 +26,7 @@ _PARTS: Mapping[str, tuple[tuple[object, ...], str]] = {
     "train_on_eot": (("turn",), _STOP),
     "message_field_training": (("train",), "a turn's own `train: false` is read. Rename it in the data"),
     "roles": ((), _READ_SO),
+    "conversation": ((), "turns are rendered with one template for all data: chat_template_path"),
     "chat_template": (("tokenizer_default",), "there is one template for all data: chat_template_path"),
     "drop_system_message": ((False,), "system_prompt: '' removes system messages"),
     "split_thinking": ((False, True), _READ_SO),
@@ -98,7 +99,7 @@ def _columns(entry: Mapping[str, Any], kind: Any, found: Named) -> dict[str, str
         return {}
     if base in ("chat_template", "sharegpt"):
         own = ("messages", "conversations")
-        turns = entry.get("field_messages") or entry.get("conversation")
+        turns = entry.get("field_messages")
         return renamed({"messages": None if turns in own else turns, "tools": entry.get("field_tools")})
     if base.startswith("alpaca"):
         found.told.append(("type", kind, Made({}, _ALPACA)))
@@ -109,7 +110,7 @@ def _columns(entry: Mapping[str, Any], kind: Any, found: Named) -> dict[str, str
 
 def _of_part(name: str, value: Any) -> Lost | Idle | None:
     """What becomes of one key of a dataset; None where it was read with the type."""
-    if name in ("field_messages", "field_tools", "conversation"):
+    if name in ("field_messages", "field_tools"):
         return None
     if name == "message_property_mappings":
         return _spelling(value)

@@ -90,7 +90,6 @@ LEFT: tuple[Key, ...] = (
         "the model is taken as it is",
     ),
     *lost("fp8 fp8_config float16 qat quantization", "there is bfloat16, where the device has it, and float32"),
-    *lost("use_mlflow use_comet use_trackio use_otel_metrics mlflow_tracking_uri", "there is TensorBoard, and wandb"),
     *lost("tensor_parallel_size dp_replicate_size", "see fsdp, fsdp_shard_size, sequence_parallel_size", 1),
     *lost("dataset_exact_deduplication", "rows that repeat are counted by `python -m sft audit`, not taken out"),
     *lost("min_sample_len dataset_shard_num dataset_shard_idx skip_prepare_dataset", "every row is taken"),

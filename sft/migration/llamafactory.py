@@ -22,7 +22,7 @@ from sft.migration.mapping import (
     made,
     same,
 )
-from sft.migration.training import LIGER, TRAINING, modules, step_defaults
+from sft.migration.training import LIGER, REPORTED, TRAINING, modules, step_defaults
 
 _OWN = "the tokenizer's own template is taken; `python -m sft inspect` shows what it renders"
 
@@ -116,6 +116,11 @@ def _pure_bf16(value: Any, _: Theirs) -> Taken:
     return Made({"param_dtype": "bfloat16"}, "float32 masters stand beside the bfloat16 weights and are trained")
 
 
+def _first_rows(value: Any, theirs: Theirs) -> Taken:
+    held_out = {"max_eval_samples": value} if theirs.get("eval_dataset") else {}
+    return Made({"max_train_samples": value, **held_out})
+
+
 def _mixed(value: Any, theirs: Theirs) -> Taken:
     if value == "concat":
         return Idle("as here")
@@ -135,7 +140,7 @@ KEYS: tuple[Key, ...] = (
     made("mix_strategy", "–", _mixed, "concat only"),
     *lost("interleave_probs", "train_files says how often each file is seen in an epoch"),
     *lost("val_size", "nothing is split off. Put held-out rows into a file of their own: eval_file", 0, 0.0),
-    same("max_samples", "max_train_samples"),
+    made("max_samples", "max_train_samples, max_eval_samples", _first_rows, "of each dataset, as there"),
     made("template", "chat_template_path", _template, "chatml; else the tokenizer's own template"),
     made("enable_thinking", "template_kwargs", _thinking, "where the chat template knows it"),
     same("default_system", "system_prompt", "replaces the rows' own system messages too"),
@@ -191,7 +196,7 @@ KEYS: tuple[Key, ...] = (
         "eval_num_beams offload_folder compute_dtype device_map model_max_length block_diag_attn",
         "the trainer's own way",
     ),
-    *lost("use_swanlab", "there is TensorBoard, and wandb"),
+    *lost("use_swanlab", REPORTED),
     *lost("early_stopping_steps", "early_stopping_patience counts evaluations; it needs an eval_file"),
     *lost("disable_shuffling", "each epoch is shuffled"),
     *lost(

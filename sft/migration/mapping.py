@@ -85,6 +85,8 @@ class Key:
     """What differs; or why it is not carried over, or need not be."""
     kind: Kind
     take: Callable[[Any, Theirs], Taken]
+    takes_null: bool = False
+    """Null says something, and is not the same as no word."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,11 @@ def same(name: str, to: str = "", note: str = "") -> Key:
     return Key(name, setting, note, "carried", lambda value, _: Made({setting: value}, "" if _is_off(value) else note))
 
 
-def made(name: str, becomes: str, take: Callable[[Any, Theirs], Taken], note: str = "") -> Key:
+def made(
+    name: str, becomes: str, take: Callable[[Any, Theirs], Taken], note: str = "", *, takes_null: bool = False
+) -> Key:
     """A key whose value is looked at. The note is for the table; what is told of a value comes from `take`."""
-    return Key(name, becomes, note, "carried", take)
+    return Key(name, becomes, note, "carried", take, takes_null)
 
 
 def words(name: str, to: str, meanings: Mapping[str, str], note: str) -> Key:
@@ -225,7 +229,7 @@ def imported(tool: Tool, source: Source, folder: Path) -> Imported:
 
 
 def _take(tool: Tool, key: Key | None, name: str, value: Any, theirs: Theirs) -> Taken:
-    if value is None:
+    if value is None and not (key is not None and key.takes_null):
         return Idle("empty")
     if key is not None:
         return key.take(value, theirs)

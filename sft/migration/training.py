@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sft.migration.mapping import Default, Idle, Key, Lost, Made, Taken, Theirs, beside, idle, lost, made, same, words
 from sft.migration.sharing import fsdp, zero_file
+from sft.setting_rules import REPORTS
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 OPTIMIZERS = {
@@ -17,6 +18,9 @@ OPTIMIZERS = {
 NO_CLIPPING = 1e9
 HUB = "`python -m sft export RUN --push NAME` uploads, when it is asked to"
 LIGER = "for norms, rotary positions and feed-forward blocks; the loss is in tiles in any case"
+TRACKERS = tuple(name for name in REPORTS if name not in ("tensorboard", "none"))
+"""What `report_to` may name beside TensorBoard, which is there in any case."""
+REPORTED = f"there is TensorBoard, and beside it {', '.join(TRACKERS)}"
 LOADER = "the next step's batch is made by a thread meanwhile"
 
 
@@ -71,14 +75,20 @@ def compiled(value: Any, _: Theirs) -> Taken:
 
 
 def report_to(value: Any, _: Theirs) -> Taken:
-    """One tracker, beside training_log.json."""
+    """The trackers that are there, beside training_log.json."""
     named = [str(name) for name in (value if isinstance(value, list) else [value])]
-    ours = next((name for name in ("wandb", "tensorboard", "none") if name in named), None)
-    others = [name for name in named if name not in ("wandb", "tensorboard", "none", "all")]
-    if ours is None and others:
-        return Lost("there is TensorBoard, which is the default, and wandb")
-    note = f"without {', '.join(others)}" if others else ""
-    return Made({"report_to": ours or "tensorboard"}, note)
+    others = [name for name in named if name not in (*REPORTS, "all")]
+    if others and others == named:
+        return Lost(REPORTED)
+    return Made({"report_to": reports(named)}, f"without {', '.join(others)}" if others else "")
+
+
+def reports(named: Sequence[str]) -> str | list[str]:
+    """`report_to` for what their file names."""
+    trackers = [name for name in TRACKERS if name in named]
+    if not trackers:
+        return "none" if "none" in named else "tensorboard"
+    return trackers[0] if len(trackers) == 1 else trackers
 
 
 def eval_strategy(value: Any, _: Theirs) -> Taken:
@@ -181,7 +191,7 @@ TRAINING: tuple[Key, ...] = (
     same("activation_checkpointing", "gradient_checkpointing"),
     made("torch_compile", "compile", compiled, "each decoder layer by itself"),
     same("use_liger_kernel", "liger", LIGER),
-    made("report_to", "report_to", report_to, "TensorBoard and wandb"),
+    made("report_to", "report_to", report_to, ", ".join(REPORTS)),
     made("logging_steps", "logging_steps", whole("logging_steps", "steps, not a share of them")),
     made("eval_strategy", "–", eval_strategy, "evaluations are by steps, or at the end of each epoch"),
     made("evaluation_strategy", "–", eval_strategy, "the old name of eval_strategy"),
@@ -219,7 +229,7 @@ TRAINING: tuple[Key, ...] = (
     *lost("push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_token hub_revision", HUB),
     *lost(
         "project trackio_space_id trackio_bucket_id trackio_static_space_id",
-        "there is TensorBoard, and wandb",
+        "trackers ask the environment: WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME, TRACKIO_SPACE_ID",
         "huggingface",
         "trackio",
     ),

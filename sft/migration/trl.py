@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sft.config import Args
 from sft.migration.data import named, training_data
 from sft.migration.mapping import (
     Default,
@@ -83,6 +84,14 @@ def _truncation(value: Any, _: Theirs) -> Taken:
     return Made({"truncation": "left"}, "whole turns are cut from the beginning, not single tokens")
 
 
+def _max_length(value: Any, _: Theirs) -> Taken:
+    """Null stands for no limit."""
+    if value is not None:
+        return Made({"max_length": value})
+    default = Args.max_length
+    return Made({}, f"no limit there; here longer documents are truncated, by default to {default:,}. Set max_length")
+
+
 def _packing(value: Any, theirs: Theirs) -> Taken:
     """Ours never joins documents, nor cuts one in two."""
     strategy = theirs.get("packing_strategy", "bfd")
@@ -159,7 +168,7 @@ KEYS: tuple[Key, ...] = (
     *lost("dataset_text_field", "raw text does not say who speaks; rows must hold turns", "text"),
     *lost("dataset_kwargs", "data is always encoded here"),
     same("dataset_num_proc"),
-    same("max_length"),
+    made("max_length", "max_length", _max_length, "null, for no limit, is our default", takes_null=True),
     same("max_seq_length", "max_length"),
     made("truncation_mode", "truncation", _truncation, "keep_end cuts whole turns"),
     made("packing", "packing", _packing, "documents never see each other, and are not cut in two"),

@@ -67,6 +67,8 @@ def _check() -> int:
     if not obstacles and not lab_packages.has_accounting():
         missing = " ".join(lab_packages.missing_packages(lab_packages.ACCOUNTING_PACKAGE_OF))
         print(f"note: without accounting (sacct), which needs: {missing}")
+    if not obstacles and (missing_for_ssh := lab_packages.missing_packages(lab_packages.SSH_PACKAGE_OF)):
+        print(f"note: without tests of hosts by ssh, which need: {' '.join(missing_for_ssh)}")
     return 1 if obstacles else 0
 
 

@@ -20,6 +20,8 @@ PACKAGE_OF = {
     "unshare": "util-linux",
 }
 ACCOUNTING_PACKAGE_OF = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server"}
+SSH_PACKAGE_OF = {"sshd": "openssh-server", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
+"""For tests of hosts without a scheduler: they start daemons of their own on the nodes."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -39,7 +41,8 @@ def obstacles() -> list[str]:
         return [f"platform is {sys.platform}; it must be linux, for network namespaces."]
     found = []
     if missing := missing_packages(PACKAGE_OF):
-        found.append(f"missing packages: {_apt_line([*missing, *missing_packages(ACCOUNTING_PACKAGE_OF)])}")
+        extra = missing_packages(ACCOUNTING_PACKAGE_OF | SSH_PACKAGE_OF)
+        found.append(f"missing packages: {_apt_line([*missing, *extra])}")
     if os.geteuid() != 0:
         found.append("user isn't root; making network namespaces needs it.")
     elif not missing and (reason := _namespace_obstacle()):
@@ -65,7 +68,7 @@ def _apt_line(packages: list[str]) -> str:
 
 def install() -> int:
     """Install what is missing; the exit code."""
-    missing = missing_packages(PACKAGE_OF | ACCOUNTING_PACKAGE_OF)
+    missing = missing_packages(PACKAGE_OF | ACCOUNTING_PACKAGE_OF | SSH_PACKAGE_OF)
     if not missing:
         print("all packages are installed")
         return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from lab_client import Lab, run_lab
+from lab_launcher import Launcher
 
 FOLDER = Path(__file__).parent
 
@@ -28,6 +29,14 @@ def lab() -> Iterator[Lab]:
     if started_here:
         ended = run_lab("down", "--dir", str(directory))
         assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.fixture
+def launch(lab: Lab, tmp_path: Path) -> Iterator[Launcher]:
+    """The launcher without torch, in a folder of its own; what it leaves running is cancelled."""
+    launcher = Launcher(lab, tmp_path)
+    yield launcher
+    launcher.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

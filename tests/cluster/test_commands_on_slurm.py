@@ -108,7 +108,7 @@ def test_from_a_profile_to_the_end_of_a_run(launch: Commands) -> None:
     assert os.listdir(launch.folder / "runs") == []
 
 
-def test_why_a_run_waits(launch: Commands) -> None:
+def test_mode_46_why_a_run_waits(launch: Commands) -> None:
     """More nodes than are free: `status` and `list` say why; `clean` leaves it alone; `cancel` ends it."""
     everything = ["--executor", "slurm", "--nodes", str(len(launch.lab.nodes)), "--cpus-per-task", "8", "--script"]
     launch("submit", *everything, "speaker.py", "--name", "first", "--partition", "urgent")

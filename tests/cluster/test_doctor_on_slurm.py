@@ -149,7 +149,9 @@ def test_a_job_whose_nodes_are_wrong_ends_before_its_ranks_begin(lab: Lab, launc
     assert not list(launcher.run_dir("x").glob("seen-*.json"))
 
 
-def test_a_job_goes_elsewhere_without_the_node_that_is_wrong(lab: Lab, launcher: Launcher, tmp_path: Path) -> None:
+def test_mode_40_a_job_goes_elsewhere_without_the_node_that_is_wrong(
+    lab: Lab, launcher: Launcher, tmp_path: Path
+) -> None:
     if len(lab.nodes) < 3:
         pytest.skip("the lab has two nodes; `slurm/lab/lab.py up --nodes 3` makes one where a job can go elsewhere")
     with hosts_entry(lab, "n2", "n1", "10.77.0.99", tmp_path):

@@ -96,7 +96,7 @@ def test_a_slow_network(runs: LabRuns, lab: Lab, straight: LabRun, shows: Shows)
     shows(21, code=0, steps_lost=0, note=f"8 steps in {found['ended_at'] - found['started_at']:.0f} s, start included")
 
 
-def test_a_taken_port(runs: LabRuns, lab: Lab, shows: Shows) -> None:
+def test_modes_3_4_a_taken_port(runs: LabRuns, lab: Lab, shows: Shows) -> None:
     shown = lab.exec(["scontrol", "show", "config"]).stdout
     job = re.search(r"NEXT_JOB_ID\s*=\s*(\d+)", shown)
     assert job is not None, shown
@@ -122,7 +122,7 @@ def probe(runs: LabRuns, name: str) -> LabRun:
     return runs.ended(LabRun(runs.lab, runs.folder / "runs" / name))
 
 
-def test_a_name_that_leads_to_the_loopback(runs: LabRuns, lab: Lab, tmp_path: Path, shows: Shows) -> None:
+def test_mode_5_a_name_that_leads_to_the_loopback(runs: LabRuns, lab: Lab, tmp_path: Path, shows: Shows) -> None:
     """Not one that leads nowhere: with it Slurm itself starts nothing."""
     hosts = lab.exec(["cat", "/etc/hosts"], node="n1").stdout
     others = [line for line in hosts.splitlines() if "n1" not in line.split()]

@@ -34,7 +34,7 @@ def straight(runs: LabRuns) -> LabRun:
     return runs.ended(runs.submit("straight", nodes=1, settings={"max_steps": SLOW_STEPS}))
 
 
-def test_a_slow_save_is_not_cut_off_where_there_is_time(
+def test_mode_13_a_slow_save_is_not_cut_off_where_there_is_time(
     lab: Lab, tmp_path_factory: pytest.TempPathFactory, shows: Shows
 ) -> None:
     runs = Runs(lab, tmp_path_factory.mktemp("save"))
@@ -77,7 +77,7 @@ def test_a_save_that_is_cut_off_loses_its_own_steps_alone(
     shows(15, code=0, says=resumed, note=f"a save of 30 s was cut off after KillWait, 5 s; of step {step}")
 
 
-def test_a_lost_node_that_lives_on_is_fenced(runs: LabRuns, straight: LabRun, lab: Lab, shows: Shows) -> None:
+def test_mode_19_a_lost_node_that_lives_on_is_fenced(runs: LabRuns, straight: LabRun, lab: Lab, shows: Shows) -> None:
     hold = ["sbatch", "--parsable", "--nodelist=n1", "--cpus-per-task=8", "--output=/dev/null", "--wrap=sleep 300"]
     filler = lab.exec(hold).stdout.strip()
     wait_for(lambda: lab.exec(["squeue", "-h", "-j", filler, "-o", "%T"]).stdout.strip() == "RUNNING")

@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from launch.spec import ROOT
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
 from faults.recording import Shows
 from lab_client import Lab
 from launch_probe import TRAINER
+
+from launch.spec import ROOT
 
 
 class Runs:
@@ -82,7 +80,7 @@ def runs(lab: Lab, tmp_path: Path) -> Iterator[Runs]:
         made("cancel", name)
 
 
-def test_stopped_and_failed_runs_go_on_and_nothing_is_done_twice(runs: Runs, shows: Shows) -> None:
+def test_modes_14_15_stopped_and_failed_runs_go_on_and_nothing_is_done_twice(runs: Runs, shows: Shows) -> None:
     """A signal to the batch script; `scontrol requeue`; a hang in a singleton chain; a loop without progress."""
     runs.submit("signalled", "requeue", "--nodes", "2", PACE=0.3, SAVE=3)
     runs.submit("requeued", "requeue", PACE=0.3, SAVE=1)
@@ -96,6 +94,11 @@ def test_stopped_and_failed_runs_go_on_and_nothing_is_done_twice(runs: Runs, sho
         assert [step for step, _ in runs.trace(name)] == list(range(1, 21)), runs.log(name)
         assert {attempt for _, attempt in runs.trace(name)} == {0, 1}
     assert "attempt 0 ended with code 10: attempt 1 goes on from step" in runs.log("signalled")
+    # The trap did not wait for srun, which ended when the save of 3 s was over; no signal went to any but the script.
+    folder = runs.folder / "runs" / "signalled" / "exit" / "0"
+    assert json.loads((folder / "rank-0.json").read_text())["ended_at"] - (folder / "stop.json").stat().st_mtime > 2.5
+    script = (runs.folder / "runs" / "signalled" / "submit.sh").read_text()
+    assert re.findall(r"--signal=\S+", script) == ["--signal=B:USR1@120"]
     assert "attempt 0 ended with code 10: Slurm has requeued the job" in runs.log("requeued")
     assert "attempt 0 ended with code 12: attempt 1 goes on from step 3" in runs.log("chained")
     assert runs.job_id("chained") != first

@@ -28,7 +28,7 @@ def straight(runs: LabRuns) -> LabRun:
 
 
 @pytest.mark.soak
-def test_a_killed_rank(runs: LabRuns, straight: LabRun, shows: Shows) -> None:
+def test_mode_26_a_killed_rank(runs: LabRuns, straight: LabRun, shows: Shows) -> None:
     run = runs.submit("kill", chain="singleton")
     run.wait_for_step(20)
     before = [process for process in run.processes() if "launch.batch" not in process.command_line]
@@ -67,7 +67,7 @@ def test_a_signal_to_the_agent_of_one_node_saves(runs: LabRuns, shows: Shows) ->
 
 
 @pytest.mark.soak
-def test_a_user_signal_to_all_processes_saves(runs: LabRuns, lab: Lab, shows: Shows) -> None:
+def test_mode_12_a_user_signal_to_all_processes_saves(runs: LabRuns, lab: Lab, shows: Shows) -> None:
     run = runs.submit("usr2")
     run.wait_for_step(20)
     before = run.processes()

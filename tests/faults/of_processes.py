@@ -32,7 +32,7 @@ ROWS = (
                 also="goes on by its chain, to the losses and weights of an undisturbed run, to the last bit",
             ),
         },
-        (f"{LOCAL}test_killed_rank", f"{KILLS}test_a_killed_rank"),
+        (f"{LOCAL}test_killed_rank", f"{KILLS}test_mode_26_a_killed_rank"),
     ),
     Row(
         2,
@@ -125,7 +125,10 @@ ROWS = (
             "local": Must(10, "stopped by SIGUSR2", steps_lost=0),
             "Slurm": Must(10, "stopped by SIGUSR2", steps_lost=0, also="nothing is left on the nodes"),
         },
-        (f"{LOCAL}test_a_signal_to_one_agent_saves_on_all_nodes", f"{KILLS}test_a_user_signal_to_all_processes_saves"),
+        (
+            f"{LOCAL}test_a_signal_to_one_agent_saves_on_all_nodes",
+            f"{KILLS}test_mode_12_a_user_signal_to_all_processes_saves",
+        ),
     ),
     Row(
         12,
@@ -144,7 +147,7 @@ ROWS = (
         "the job is requeued",
         "scontrol requeue JOB",
         one(Must(0, "Slurm has requeued the job", steps_lost=0, also="attempt 1 goes on in the same directory")),
-        (f"{GOING_ON}test_stopped_and_failed_runs_go_on_and_nothing_is_done_twice",),
+        (f"{GOING_ON}test_modes_14_15_stopped_and_failed_runs_go_on_and_nothing_is_done_twice",),
     ),
     Row(
         14,
@@ -162,7 +165,7 @@ ROWS = (
         },
         (
             f"{GOING_ON}test_the_time_limit_and_a_preemption_lose_nothing",
-            f"{SLURM}test_a_slow_save_is_not_cut_off_where_there_is_time",
+            f"{SLURM}test_mode_13_a_slow_save_is_not_cut_off_where_there_is_time",
         ),
     ),
     Row(
@@ -183,7 +186,7 @@ ROWS = (
                 also="the run goes on elsewhere; the old writer commits nothing more; undisturbed losses and weights",
             )
         ),
-        (f"{SLURM}test_a_lost_node_that_lives_on_is_fenced",),
+        (f"{SLURM}test_mode_19_a_lost_node_that_lives_on_is_fenced",),
     ),
     Row(
         17,

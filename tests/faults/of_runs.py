@@ -65,7 +65,7 @@ ROWS = (
         "a port is taken",
         "a listener on the first port of the job, on n1",
         one(Must(0, also="the next port is taken")),
-        (f"{NETWORK}test_a_taken_port",),
+        (f"{NETWORK}test_modes_3_4_a_taken_port",),
     ),
     Row(
         44,
@@ -79,7 +79,7 @@ ROWS = (
         "a node's name leads to the wrong address",
         "127.0.1.1 for n1 in its /etc/hosts, as on Debian",
         one(Must(0, also="node 0 offers the address by which it reaches its peers")),
-        (f"{NETWORK}test_a_name_that_leads_to_the_loopback",),
+        (f"{NETWORK}test_mode_5_a_name_that_leads_to_the_loopback",),
     ),
     Row(
         46,
@@ -128,7 +128,7 @@ ROWS = (
         },
         (
             f"{GOING_ON}test_no_progress_ends_the_chain",
-            "cluster/test_going_on_slurm.py::test_stopped_and_failed_runs_go_on_and_nothing_is_done_twice",
+            "cluster/test_going_on_slurm.py::test_modes_14_15_stopped_and_failed_runs_go_on_and_nothing_is_done_twice",
         ),
     ),
     Row(

@@ -36,6 +36,13 @@ with open(path + ".tmp", "w") as file:
     json.dump(seen, file)
 os.rename(path + ".tmp", path)
 print(f"rank {rank} of {os.environ['WORLD_SIZE']}", flush=True)
+time.sleep(float(os.environ.get("SLEEP", 0)))
+while os.environ.get("WAIT_FOR") and not os.path.exists(os.environ["WAIT_FOR"]):
+    time.sleep(0.05)
+if os.environ.get("STRAY"):
+    import subprocess
+    stray = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", stray, os.environ["CLEANSFT_RUN_DIR"]])
 mode = os.environ.get("FAIL", "")
 if mode == "hang":
     time.sleep(300)

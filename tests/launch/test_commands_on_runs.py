@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from made_runs import calls, end_run, made_run, stand_in, write
 
-from launch import options
+from launch import options, runs
 from launch.__main__ import main
 from launch.claims import latest_claim, make_claim
 from launch.errors import LaunchError, LockedError
 from launch.runs import Run
+from launch.site import Container
 from launch.spec import ROOT, JobSpec
 from launch.verbs import clean
 from launch.verbs.completion import words_for
@@ -63,6 +64,14 @@ def test_names_of_new_runs(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     names = [free_name(tmp_path / name) for name in ("demo", "demo-2", "x-20261121-101500")]
     assert names == ["demo-4", "demo-4", "x-20261121-101500-2"]
+
+
+def test_a_number_that_is_part_of_the_name_stays(tmp_path: Path) -> None:
+    for name in ("seed-1", "seed-2", "seed-3"):
+        (tmp_path / name).mkdir()
+    assert free_name(tmp_path / "seed-3") == "seed-3-2"
+    (tmp_path / "seed-3-2").mkdir()
+    assert free_name(tmp_path / "seed-3-2") == "seed-3-3"
 
 
 def test_resubmit_shows_and_refuses_as_submit_does(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +137,6 @@ def test_only_checkpoints(run: Run, code: int, left: list[str]) -> None:
 
 
 def test_by_state_and_age(tmp_path: Path, run: Run, make_spec: MakeSpec, capsys: pytest.CaptureFixture[str]) -> None:
-    from launch import runs
-
     made = {"old": made_run(tmp_path / "a" / "old", make_spec), "new": made_run(tmp_path / "a" / "new", make_spec)}
     for name, other in made.items():
         end_run(other, 42)
@@ -141,6 +148,8 @@ def test_by_state_and_age(tmp_path: Path, run: Run, make_spec: MakeSpec, capsys:
     assert os.listdir(tmp_path / "a") == ["new"]
     assert main(["clean", "--state", "COMPLETED", "--yes"]) == 0
     assert os.listdir(tmp_path / "a") == ["new"]
+    assert main(["clean", "--state", "FAILED,COMPLETE", "--yes"]) == 2
+    assert "--state is 'COMPLETE'; it must be one of PENDING, RUNNING, COMPLETED," in capsys.readouterr().err
     assert main(["clean"]) == 2
     assert "no run is named" in capsys.readouterr().err
 
@@ -174,6 +183,25 @@ def test_sizes(num_bytes: int, words: str) -> None:
     assert clean.size(num_bytes) == words
 
 
+# --- finding
+
+
+def test_a_run_is_found_by_the_ids_of_all_its_jobs(tmp_path: Path, make_spec: MakeSpec) -> None:
+    """Successors are submitted by jobs, not by a command, and stand in no list."""
+    made = {name: made_run(tmp_path / name, make_spec, chain="singleton") for name in ("one", "two")}
+    registry = runs.registry_path(os.environ)
+    for number, (name, made_one) in enumerate(made.items()):
+        runs.register(registry, made_one.path, name, str(70 + number))
+        write(
+            made_one.path / "exit" / "0" / "attempt.json", {"job_id": str(70 + number), "successor": str(80 + number)}
+        )
+    write(made["one"].path / "exit" / "1" / "attempt.json", {"job_id": "80", "successor": "90"})
+    found = {job_id: runs.find(job_id, registry, tmp_path / "elsewhere").name for job_id in ("70", "80", "90", "81")}
+    assert found == {"70": "one", "80": "one", "90": "one", "81": "two"}
+    with pytest.raises(LaunchError, match="RUN is '91'; it must be a run's name, job id or directory"):
+        runs.find("91", registry, tmp_path / "elsewhere")
+
+
 # --- attach
 
 
@@ -203,6 +231,23 @@ def test_a_run_that_has_ended_cannot_be_attached_to(run: Run, capsys: pytest.Cap
     end_run(run)
     assert main(["attach", "demo"]) == 2
     assert "demo is COMPLETED; it must be RUNNING to be attached to." in capsys.readouterr().err
+
+
+def test_a_command_inside_the_container_of_the_job(run: Run, make_spec: MakeSpec) -> None:
+    folder = run.path.parents[1]
+    (folder / "jobs").write_text("RUNNING|None|N/A\n")
+    changes = {"container": Container("apptainer", "/i.sif"), "working_dir": str(folder), "run_dir": str(run.path)}
+    write(run.path / "job.json", make_spec(**changes).to_json())
+    write(run.path / "exit" / "0" / "attempt.json", {"job_id": "7"})
+    write(run.path / "exit" / "0" / "here-0.json", {"host": "n1"})
+    stand_in(folder / "bin", "srun", 'printf "%s\\n" "$@"')
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SHELL": "/opt/bin/fish"}
+    command = [sys.executable, "-m", "launch", "attach", "demo"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=folder)
+    words = done.stdout.splitlines()
+    assert words[6:10] == [f"--chdir={folder}", "apptainer", "exec", words[9]]
+    assert words[9].startswith("--bind=")
+    assert words[-3:] == ["/i.sif", "/bin/bash", "-i"]  # an image need not have this user's shell
 
 
 # --- tensorboard

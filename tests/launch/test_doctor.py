@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import stand_in
 
-from launch import doctor, node_facts, node_report
+from launch import doctor, node_facts, node_report, script
 from launch.diagnosis import Finding, diagnose, wrong_nodes
 from launch.examination import MAX_ROUNDS, Answers, rounds_of_pairs
 from launch.node_group import NodeGroup
@@ -283,6 +285,56 @@ def test_the_allocation_asks_for_what_the_job_would(make_spec: Any) -> None:
     assert words[0] == "salloc"
     assert {"--nodes=4", "--gpus-per-node=8", "--cpus-per-task=64", "--time=15", "--partition=gpu"} <= set(words)
     assert words[-3:] == ["python", "-m", "launch.doctor"]
+    with_gres = replace(spec, resources=replace(spec.resources, gres="gpu:h100:8", time_min=5))
+    words = doctor.salloc_words(with_gres, [])
+    assert {"--gres=gpu:h100:8", "--time=5"} <= set(words)
+    assert not any(word.startswith("--gpus-per-node") for word in words)
+    asked = {line.removeprefix("#SBATCH ") for line in script.script_text(with_gres).splitlines() if "SBATCH" in line}
+    assert {word for word in words if word.startswith("--")} - asked == {"--job-name=doctor"}
+
+
+def test_what_runs_in_the_allocation_has_the_job_s_modules_and_setup(make_spec: Any, tmp_path: Path) -> None:
+    spec: JobSpec = make_spec(modules=("cuda/12.6",), setup=("export LIMIT=7", "module() { echo loaded again; }"))
+    words = doctor.salloc_words(spec, ["bash", "-c", 'echo "$LIMIT $0 $1" $MODULES', "a b", "c"])
+    inner = words[words.index("bash") :]
+    (tmp_path / "bashrc").write_text('module() { export MODULES="$*"; }\n')
+    environment = {"PATH": "/usr/bin:/bin", "BASH_ENV": str(tmp_path / "bashrc")}
+    done = subprocess.run(inner, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "7 a b c load cuda/12.6\n"
+
+
+@pytest.mark.parametrize(
+    ("inherited", "env", "interface", "seen"),
+    [
+        ({}, {"NCCL_IB_HCA": "mlx5"}, "ib0", ("ib0", "ib0", "mlx5")),
+        ({}, {"NCCL_SOCKET_IFNAME": "eth7"}, "ib0", ("ib0", "eth7", None)),
+        ({"GLOO_SOCKET_IFNAME": "eth1"}, {}, "ib0", ("eth1", "ib0", None)),
+        ({}, {}, None, ("lo", "lo", None)),
+    ],
+)
+def test_a_probe_measures_with_the_job_s_variables(
+    make_spec: Any, tmp_path: Path, inherited: dict[str, str], env: dict[str, str], interface: str | None, seen: Any
+) -> None:
+    """As the agent does: what is inherited wins over the interface, `env` over both."""
+    child = stand_in(tmp_path / "bin", "python", f"env > {tmp_path}/env")
+    run = "runpy.run_module('launch.node_probe', run_name='__main__')"
+    program = f"import runpy, sys; sys.executable = {str(child)!r}; {run}"
+    asked = {"hosts": [], "nonce": "/no/file", "rendezvous_id": "7.0", "ports": []}
+    requests = [{"id": 1, "do": "facts", "nodes": {"0": asked}}, {"id": 2, "do": "ready", "nodes": {"0": {}}}]
+    lines = "".join(json.dumps(request) + "\n" for request in (*requests, {"do": "end", "nodes": {}}))
+    spec = make_spec(env=env, interface=interface)
+    environment = {**os.environ, **inherited, **doctor.probe_variables(spec), "SLURM_NODEID": "0"}
+    subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, env=environment, input=lines, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    told = dict(line.partition("=")[::2] for line in (tmp_path / "env").read_text().splitlines())
+    assert tuple(map(told.get, ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA"))) == seen
+
+
+def test_a_job_of_one_node_has_no_interface_towards_others(make_spec: Any) -> None:
+    (variable,) = doctor.probe_variables(make_spec(nodes=1, interface="ib0")).values()
+    assert json.loads(variable)["interface"] is None
 
 
 @pytest.mark.ranks

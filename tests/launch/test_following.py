@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from made_runs import calls, end_run, made_run, stand_in
 from launch import script
 from launch.__main__ import main
 from launch.errors import LaunchError
-from launch.following import following
+from launch.following import dependency_of, following
 from launch.local import Supervisor
 from launch.notify import notify
 from launch.outcome import Outcome
@@ -34,9 +35,29 @@ def before(tmp_path: Path, make_spec: MakeSpec) -> Run:
 
 @pytest.mark.parametrize("state", [PENDING, RUNNING])
 def test_a_job_begins_when_another_is_complete(before: Run, make_spec: MakeSpec, state: str) -> None:
+    """It is noted in the job too: whoever submits it again, or asks why it never began, must know."""
     spec = make_spec()
-    assert following(spec, before, Status(state, NOTHING)) == (spec, "afterok:7")
+    noted = replace(spec, after=(str(before.path),))
+    assert following(spec, before, Status(state, NOTHING)) == (noted, "afterok:7")
+    assert following(noted, before, Status(state, NOTHING)) == (noted, "afterok:7")
     assert following(spec, before, Status(COMPLETED, NOTHING)) == (spec, None)
+
+
+def test_a_job_on_slurm_that_is_submitted_again_still_follows(before: Run, make_spec: MakeSpec) -> None:
+    spec, _ = following(make_spec(), before, Status(RUNNING, NOTHING))
+    assert dependency_of(spec, lambda _: Status(PENDING, NOTHING)) == "afterok:7"
+    with pytest.raises(LaunchError, match="--after is before, which is CANCELLED"):
+        dependency_of(spec, lambda _: Status(CANCELLED, NOTHING))
+
+
+def test_a_job_on_slurm_that_never_began_tells_which_run_failed(
+    before: Run, tmp_path: Path, make_spec: MakeSpec
+) -> None:
+    spec, _ = following(make_spec(), before, Status(RUNNING, NOTHING))
+    own = made_run(tmp_path / "runs" / "own", make_spec, after=spec.after)
+    end_run(before, 42)
+    status = status_of(own, lambda: View("ended"))
+    assert (status.state, status.reason) == ("CANCELLED", "before, which it was to follow, is not complete")
 
 
 def test_what_can_not_be_followed(before: Run, tmp_path: Path, make_spec: MakeSpec) -> None:
@@ -61,6 +82,7 @@ def test_sbatch_is_told(before: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main(words) == 0
     call = calls(tmp_path / "bin", "sbatch")[-1]  # after one with --test-only
     assert "--dependency=afterok:7 --kill-on-invalid-dep=yes" in call
+    assert Run(tmp_path / "runs" / "next").follows == [before]
     end_run(before, 42)
     assert main([*words[:-1], "other"]) == 2
 

@@ -13,6 +13,7 @@ import pytest
 
 from launch import manifest, runs
 from launch.__main__ import main
+from launch.errors import LaunchError
 from launch.runs import Run
 from launch.spec import JobSpec
 
@@ -99,6 +100,105 @@ def test_the_signature_is_that_of_settings_code_and_data(spec: JobSpec, kind: st
         0
     ]
     assert (before["signature"] != after["signature"]) == is_another
+
+
+def test_runs_in_the_repository_are_no_code(spec: JobSpec, repository: Path) -> None:
+    """Where they are not ignored; neither its own folder nor those of others count, or are copied."""
+    (repository / "helpers").mkdir()
+    (repository / "helpers" / "more.py").write_text("")
+    spec = replace(spec, run_dir=str(repository / "runs" / "x"), script_args=())
+    before = manifest.gather(spec, "")[0]
+    assert list(before["code"]["script"]["untracked"]) == ["helpers/more.py"]
+    for name in ("runs/notes.txt", "runs/x/claims/0.json", "runs/y/job.json", "out/z/job.json", "out/z/submit.sh",
+                 "out/z/logs/0/rank-0.log", "out/s/sweep.json", "out/s/array.sh", "out/s/0/job.json"):  # fmt: skip
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("")
+    after = manifest.gather(replace(spec, run_dir=str(repository / "runs" / "y")), "")[0]
+    assert after["signature"] == before["signature"]
+    files, top = manifest.code_files(repository, Path(spec.run_dir))
+    assert files is not None
+    assert {str(path.relative_to(top)) for path in files if "helpers" not in path.parts} == {
+        "train.py", "data.jsonl", "run.yaml", "zero.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("run_dir", ["helpers/out", "new/out", "out"])
+def test_code_beside_a_run_is_code(spec: JobSpec, repository: Path, run_dir: str) -> None:
+    """Where git knows something there, where the script is, and at the top of the repository."""
+    for name in ("helpers/known.py", "helpers/more.py", "new/train.py", "top.py", "job.json"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("")
+    git(repository, "add", "helpers/known.py")
+    spec = replace(spec, script=str(repository / "new" / "train.py"), run_dir=str(repository / run_dir))
+    facts = manifest.gather(spec, "")[0]
+    assert set(facts["code"]["script"]["untracked"]) == {"helpers/more.py", "new/train.py", "top.py", "job.json"}
+
+
+@pytest.mark.parametrize("slow", ["diff", "ls-files"])
+def test_what_git_does_not_tell_in_time_is_not_taken_for_clean(
+    spec: JobSpec, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    clean = manifest.gather(spec, "")[0]
+    assert clean["code"]["script"]["is_dirty"] is False
+    ask = manifest._git
+    monkeypatch.setattr(manifest, "_git", lambda folder, *words: None if words[0] == slow else ask(folder, *words))
+    unknown = [manifest.gather(spec, "")[0] for _ in range(2)]
+    assert unknown[0]["code"]["script"]["is_dirty"] is None
+    assert len({facts["signature"] for facts in (clean, *unknown)}) == 3
+
+
+def test_nothing_is_copied_of_a_repository_that_does_not_tell_its_files(
+    spec: JobSpec, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = manifest._git
+    monkeypatch.setattr(
+        manifest, "_git", lambda folder, *words: None if words[0] == "ls-files" else ask(folder, *words)
+    )
+    with pytest.raises(LaunchError, match=f"git does not list the files of {repository} within 20 s; it must"):
+        manifest.code_files(repository, Path(spec.run_dir))
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "told"),
+    [
+        ("train.py", "print('two')\n", "code of script (files that were edited)"),
+        ("more.py", "", "code of script (files that were edited)"),
+        ("run.yaml", "train_file: data.jsonl\ndeepspeed: zero.json\nseed: 1\n", "the settings file"),
+        ("zero.json", "{}", "DeepSpeed's settings"),
+        ("data.jsonl", "{}\n{}\n", "data (train_file)"),
+    ],
+)
+def test_what_differs_is_told(spec: JobSpec, repository: Path, path: str, text: str, told: str) -> None:
+    before = manifest.gather(spec, "")[0]
+    assert manifest.differences(before, json.loads(json.dumps(before))) == []
+    (repository / path).write_text(text)
+    assert told in manifest.differences(before, manifest.gather(spec, "")[0])
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "two")
+    now = manifest.gather(spec, "")[0]
+    (said,) = [words for words in manifest.differences(before, now) if "commit" in words]
+    old, new = (facts["code"]["script"]["commit"][:9] for facts in (before, now))
+    assert said == f"code of script (commit {old} → {new})"
+
+
+def test_packages_that_differ_are_told(spec: JobSpec) -> None:
+    before = manifest.gather(spec, "")[0]
+    now = before | {"packages": {**before["packages"], "torch": "9.0", "zzz": "1"}}
+    assert manifest.differences(before, now) == [f"torch {before['packages']['torch']} → 9.0", "zzz none → 1"]
+    many = before | {"packages": {**before["packages"], **{f"zz{number}": "1" for number in range(7)}}}
+    assert manifest.differences(before, many)[-1] == "2 more packages"
+
+
+def test_resubmit_says_what_has_changed(cluster: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert submit("--name", "a") == 0
+    capfd.readouterr()
+    assert main(["resubmit", "a"]) == 0
+    assert "changes" in (said := capfd.readouterr().err)
+    assert "none: code, settings, data and packages are those of a" in said
+    (cluster / "project" / "train.py").write_text("print('two')\n")
+    assert main(["resubmit", "a", "--json"]) == 0
+    (row,) = [check for check in json.loads(capfd.readouterr().out)["checks"] if check["name"] == "changes"]
+    assert (row["verdict"], row["value"]) == ("warning", "since a: code of script (files that were edited)")
 
 
 SBATCH = """case " $* " in *" --test-only "*) echo 'sbatch: Job 70 to start at 2026-11-21T15:50:00' >&2; exit 0;; esac

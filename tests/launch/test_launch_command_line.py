@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.errors import EXIT_CODES
+from launch.errors import EXIT_CODES, KILLED, STORAGE
+from launch.options import VERBS
 from launch.spec import ROOT
 
 HEAVY = ("torch", "deepspeed", "transformers", "sft", "numpy")
@@ -169,6 +170,8 @@ def test_unknown_words(words: list[str]) -> None:
             "the option --learning_rate is unknown; it must be a known option. Those of",
         ),
         (["submit", "stray"], "the word is 'stray'; it must belong to an option."),
+        (["doctor", "--snapshot"], "the option --snapshot is unknown; it must be a known option."),
+        (["doctor", "--skip-audit"], "the option --skip-audit is unknown; it must be a known option."),
         (["status", "--nodes", "2"], "the option --nodes is unknown; it must be a known option.\n"),
         (
             ["stauts"],
@@ -184,6 +187,43 @@ def test_unknown_words_are_told_in_one_line(words: list[str], message: str, caps
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert len(error.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--json"], "unrecognized arguments: --json"),
+        (["submti", "--json"], "COMMAND is 'submti'; it must be one of"),
+        (["submit", "--json", "--nodse", "2"], "the option --nodse is unknown; it must be a known option."),
+        (["status", "a", "b", "--json"], "the word is 'b'; it must belong to an option."),
+        (["top", "--interval-s", "soon", "--json"], "argument --interval-s: invalid float value: 'soon'"),
+    ],
+)
+def test_with_json_a_refusal_of_words_is_json_too(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert (error.value.code, told["code"], told["version"]) == (2, 2, 1)
+    assert told["error"].startswith(message)
+    assert said.err.startswith(f"error: {message}")
+
+
+def test_every_code_of_the_launcher_is_documented() -> None:
+    """In the help and in docs/exit-codes.md, as a code of the launcher."""
+    rows = [line.split("|")[1:3] for line in (ROOT / "docs" / "exit-codes.md").read_text().splitlines() if "|" in line]
+    documented = {int(code) for code, who in rows if code.strip().isdigit() and who.strip() in ("launcher", "both")}
+    assert {STORAGE, *EXIT_CODES} <= documented
+    assert documented - {3, KILLED} <= EXIT_CODES.keys()  # the audit's refusal, and death by SIGKILL: 128 + 9
+
+
+def test_every_command_is_in_the_table_of_json() -> None:
+    table = (ROOT / "docs" / "launcher.md").read_text().partition("## JSON")[2]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {word.strip("` ").split()[0] for row in rows for word in row.split(",")}
+    assert named >= set(VERBS)
 
 
 def test_slurm_that_does_not_answer(

@@ -71,7 +71,7 @@ def living(pids: list[int]) -> list[int]:
     return [pid for pid in pids if processes.start_ticks(pid) is not None]
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "direct"])
 def test_hostile_words_arrive_unchanged(launch: Launcher, launcher: str) -> None:
     env = [word for index, value in enumerate(HOSTILE) for word in ("--env", f"X_{index}={value}")]
     result = launch.submit("x", "--nodes", "2", "--launcher", launcher, "--wait", *env, "--", *HOSTILE)
@@ -109,6 +109,23 @@ def test_failure_of_one_rank_ends_all(launch: Launcher, mode: str, code: int, tm
     elsewhere.mkdir()
     launch.folder = elsewhere
     assert launch("wait").returncode == code
+
+
+def test_a_run_that_no_list_can_name_is_told_all_the_same(launch: Launcher) -> None:
+    launch.environment |= {"XDG_STATE_HOME": "/proc/nowhere"}
+    done = launch.submit("x", "--launcher", "direct", "--wait")
+    assert (done.returncode, "\njob      local-" in done.stdout) == (0, True)
+    folder = launch.folder / "runs" / "x"
+    told = f"`list` will not show this run; name it by its folder, {folder}."
+    assert told in done.stderr
+    assert "COMPLETED" in launch("status", str(folder)).stdout
+
+
+def test_the_codes_of_other_scripts_are_their_own(launch: Launcher) -> None:
+    (launch.folder / "probe.py").write_text("import sys\nsys.exit(3)\n")
+    done = launch.submit("x", "--launcher", "direct", "--wait")
+    assert done.returncode == 3
+    assert "LAUNCH-EXIT code=3 reason=error" in done.stdout
 
 
 def test_cancel_leaves_nothing(launch: Launcher) -> None:

@@ -140,6 +140,17 @@ def test_visible_devices_as_they_were(tmp_path: Path, saved: str, seen: str | No
     assert json.loads(wrapped.log) == [seen]
 
 
+def test_the_wrapper_imports_little_and_is_imported_by_nothing() -> None:
+    """Each rank starts it; commands that read logs have no use for it."""
+    code = "import sys, launch.rank; print(*(name for name in sys.modules if name.startswith(('launch.', 'strict'))))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    own = "env_file errors forking logs memory_limit options processes rank records"
+    assert "launch.rank" in done.stdout.split()
+    assert set(done.stdout.split()) <= {f"launch.{name}" for name in own.split()}
+    importers = [path.name for path in (ROOT / "launch").rglob("*.py") if "from launch.rank " in path.read_text()]
+    assert importers == []
+
+
 def test_python_that_is_missing(tmp_path: Path) -> None:
     wrapped = Wrapped(tmp_path, "")
     wrapped.wait()

@@ -12,7 +12,7 @@ import pytest
 
 from launch import report, runs
 from launch.errors import LaunchError, reason_of
-from launch.rank import error_in, read_tail
+from launch.logs import error_in, read_tail
 from launch.runs import Run, View
 from launch.spec import JobSpec
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -111,7 +112,7 @@ def test_what_is_listed(folder: Path, make_spec: MakeSpec, capsys: pytest.Captur
     assert calls(folder / "bin", "squeue") == []
     assert main(["list", "--runs-dir", "here", "-n", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["RUN", "STATE", "JOB", "NODES", "ATTEMPT", "SUBMITTED"]
+    assert lines[0].split() == ["RUN", "STATE", "JOB", "NODES", "ATTEMPT", "SUBMITTED", "DETAILS"]
     assert lines[1].split()[:5] == ["r29", "COMPLETED", "7", "2", "0"]
     assert lines[2] == "the newest 1 of 30; --last 0 shows all"
     assert main(["list", "--state", "DONE"]) == 2
@@ -185,6 +186,25 @@ def test_why_a_job_waits_and_when_it_starts(run: Run, folder: Path, capsys: pyte
     assert facts["explanation"] in lines[2]
 
 
+def test_a_requeued_run_that_waits_is_explained_the_same_everywhere(
+    folder: Path, make_spec: MakeSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its reason says first why the attempt before has ended."""
+    run = made_run(folder / "runs" / "demo", make_spec, chain="requeue")
+    end_run(run, 10)
+    end = run.path / "exit" / "0" / "end.json"
+    write(end, json.loads(end.read_text()) | {"again": True, "reason": "attempt 1 goes on from step 30"})
+    (folder / "jobs").write_text("PENDING|BeginTime|N/A\n")
+    assert main(["status", "demo", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["reason"] == "attempt 1 goes on from step 30; BeginTime"
+    assert facts["explanation"] == explanation("BeginTime")
+    assert main(["status", "demo"]) == 0
+    assert f"waits    {facts['explanation']}\n" in capsys.readouterr().out
+    assert main(["top", "demo", "--once"]) == 0
+    assert facts["explanation"][:40] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
@@ -211,11 +231,41 @@ def test_explanations(reason: str, words: str) -> None:
         ("COMPLETED|None|N/A", View("ended")),
         ("TIMEOUT|TimeLimit|N/A", View("ended", "TIMEOUT")),
         ("PENDING|Resources", View("waiting", "Resources")),
+        ("RESV_DEL_HOLD|ReservationDeleted|N/A", View("waiting", "ReservationDeleted")),
+        ("SUSPENDED|None|N/A", View("running")),
+        ("NODE_FAIL|NodeDown|N/A", View("ended", "NODE_FAIL")),
         ("", View("ended")),
     ],
 )
 def test_what_squeue_says(text: str, view: View) -> None:
     assert jobs.parse_view(text) == view
+
+
+@pytest.mark.parametrize("word", ["REVOKED", "NEW_WORD_OF_TOMORROW"])
+def test_a_word_that_tells_no_end_is_none(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    """A run that was taken for FAILED would be resumed, as a second job beside the first."""
+    assert jobs.parse_view(f"{word}|None|N/A").presence == "unknown"
+    stand_in(tmp_path / "bin", "squeue", f"echo '{word}|None|N/A'")
+    stand_in(tmp_path / "bin", "sinfo", "echo 'cpu|cpu*|2|(null)|8|infinite'")
+    stand_in(tmp_path / "bin", "sbatch", "echo Submitted batch job 8")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert runs.status_of(run, lambda: jobs.view("7")).has_ended is False
+    assert main(["resume", str(run.path)]) == 16
+    assert f"whether it has ended is unknown: squeue says {word}" in capsys.readouterr().err
+    assert calls(tmp_path / "bin", "sbatch") == []
+
+
+def test_what_others_write_into_their_jobs_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only own jobs are looked through for a token, and bytes that are no text are read over."""
+    own = "printf '5|\\377\\n70|token\\n'"
+    stand_in(tmp_path / "bin", "squeue", f'case " $* " in *" --me "*) {own};; *) echo "66|token";; esac')
+    stand_in(tmp_path / "bin", "sbatch", f"cat > {tmp_path}/seen; echo 'to start at 2026-11-21T15:50:00' >&2")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert jobs.find("token") == "70"
+    assert jobs.expected_start("a folder \udcff\n", dict(os.environ)) == ("2026-11-21T15:50:00", "")
+    assert (tmp_path / "seen").read_bytes() == b"a folder \xff\n"
 
 
 def test_progress_is_that_of_the_slowest_rank(run: Run) -> None:
@@ -273,7 +323,7 @@ def test_status_in_words_and_as_json(run: Run, folder: Path, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "demo: RUNNING, job 7, attempt 1\n" in text
     assert "step     30 of 100, 0.5 s a step, 35 s to go\n" in text
-    assert ", 1 min, saved steps 0 to 20, code 11\n" in text
+    assert ", 1 min, saved steps 0 to 20, code 11: node 0 (n1), rank 0 at step 20: X\n" in text
     assert "slow     rank 1 (n1) took 1.8 times as long as the others at step 12\n" in text
     assert "slow     rank 2 (n1) took 2.5 times as long as the others at step 28, most of it in data\n" in text
     assert main(["status", "demo", "--json"]) == 0
@@ -283,7 +333,51 @@ def test_status_in_words_and_as_json(run: Run, folder: Path, capsys: pytest.Capt
         "eta_s": 35.0, "checkpoint_step": None,
     }  # fmt: skip
     assert [attempt["code"] for attempt in facts["attempts"]] == [11, None]
+    cause = facts["attempts"][0]["cause"]
+    assert (cause["rank"], cause["host"], cause["step"], cause["reason"]) == (0, "n1", 20, "peer_lost")
+    assert facts["attempts"][1]["cause"] is None
     assert (facts["cause"], facts["slow"][0]["rank"]) == (None, 1)
+
+
+def test_a_run_whose_folder_is_gone_is_told_with_how_to_look_for_its_job(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.register(runs.registry_path(os.environ), run.path, "demo", "17")
+    shutil.rmtree(run.path)
+    assert main(["status", "demo"]) == 2
+    told = f"{run.path} is gone with all that was known of demo. `squeue -j 17` shows whether it still runs."
+    assert told in capsys.readouterr().err
+
+
+def test_without_a_working_directory_there_is_one_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["status"]) == 2
+    assert capsys.readouterr().err == "error: the working directory is gone; it must be there. `cd` into one.\n"
+
+
+def test_of_a_sweep_one_run_is_meant(folder: Path, make_spec: MakeSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        folder / "runs" / "s" / "sweep.json", {"axes": {"seed": ["1", "2"]}, "points": [{"seed": "1"}, {"seed": "2"}]}
+    )
+    for number in (0, 1):
+        made_run(folder / "runs" / "s" / str(number), make_spec, name=f"s-{number}")
+    assert main(["status", "s"]) == 2
+    assert "RUN is 's', which is 2 runs; it must be one of them: s-0, s-1." in capsys.readouterr().err
+
+
+def test_an_attempt_that_begins_shows_the_step_that_it_goes_on_from(run: Run, folder: Path) -> None:
+    end_run(run, 11, step=20)
+    (run.path / "exit" / "1").mkdir()
+    write(run.path / "exit" / "1" / "attempt.json", {"attempt": 1, "claim": 0, "began_at": time.time(), "step": 20})
+    record = progress_record(0)
+    record["ranks"] = [{**rank, "phase": "start", "step": 0} for rank in record["ranks"]]
+    write(run.path / "exit" / "1" / "progress-0.json", record)
+    assert read_progress(run).step == 20
 
 
 def test_the_cause_is_part_of_the_json(run: Run) -> None:

@@ -160,6 +160,31 @@ def test_following_shows_what_comes_late_in_its_place_and_ends_with_the_run(
     assert [line.text for line in found] == [*expected, "the end"]
 
 
+def test_what_would_steer_the_terminal_is_not_printed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ranks(run, monkeypatch).say(10.0, 3, "a\x07b\x1b]0;title\x07c\x1b[2Jd\te\x1b[31mf\x1bc\x1b(0\x1b7\x1b[>4;2mg\n")
+    assert main(["logs", str(run.path)]) == 0
+    assert capsys.readouterr().out.endswith(" abcd\te\x1b[31mfg\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rank", "4"], "--rank is 4; it must be from 0 to 3, as demo has no other."),
+        (["--node", "2"], "--node is 2; it must be from 0 to 1, as demo has no other."),
+        (["--attempt", "5"], "--attempt is 5; it must be 0, as demo has no other."),
+    ],
+)
+def test_what_is_not_there_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    Ranks(run, monkeypatch).say(10.0, 3, "one\n")
+    write(run.path / "exit" / "0" / "attempt.json", {"attempt": 0})
+    assert main(["logs", str(run.path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_what_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Ranks(run, monkeypatch).say(10.0, 3, "one \x1b[1m é\n")
     Ranks(run, monkeypatch, attempt=1).say(20.0, 0, "error: two\n")

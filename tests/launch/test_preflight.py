@@ -26,7 +26,7 @@ class Cluster:
         self.told: list[tuple[str, ...]] = []
         self.refuses = False
         monkeypatch.setattr(doctor, "on_slurm", lambda *_: answers)
-        monkeypatch.setattr(limits, "read_limits", lambda name: limits.Limits("debug", num_nodes=num_nodes))
+        monkeypatch.setattr(limits, "read_limits", lambda name: [limits.Limits("debug", num_nodes=num_nodes)])
         monkeypatch.setattr(jobs, "requeue", lambda job_id: self._do("requeue", job_id))
         monkeypatch.setattr(jobs, "exclude", lambda *words: self._do("exclude", *words))
         monkeypatch.setattr(preflight.signal, "signal", lambda *_: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_from_init_to_a_dry_run(folder: Path, capsys: pytest.CaptureFixture[str]
     assert main(["profiles", "init"]) == 0
     path = folder / "home" / ".config" / "cleansft" / "profiles" / "big-site.yaml"
     assert f"# wrote {path}\n" in capsys.readouterr().out
+    assert path.stat().st_mode & 0o777 == 0o644  # it holds no secrets, and is for others too
     assert main(["profiles", "init"]) == 2
     assert f"{path} exists; it must not be overwritten." in capsys.readouterr().err
     assert main(["profiles", "init", "--force", "--json"]) == 0
@@ -195,6 +197,17 @@ def test_script_with_a_container_and_modules(make_spec: MakeSpec, kind: Any, ima
     assert JobSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
+def test_a_container_sees_the_files_of_its_job_wherever_they_are(make_spec: MakeSpec) -> None:
+    files = {"config": "/settings/a/run.yaml", "env_file": "/secrets/env", "found_env_file": "/home/me/my project/.env"}
+    text = script.script_text(make_spec(container=Container("apptainer", "/i.sif"), **files))
+    (bind,) = [
+        word for line in text.splitlines() if "--bind=" in line for word in shlex.split(line) if "--bind" in word
+    ]
+    folders = bind.removeprefix("--bind=").split(",")
+    assert {"/settings/a", "/secrets", "/home/me/my project", "/code", "/shared/runs/demo"} <= set(folders)
+    assert "/settings/a" not in script.script_text(make_spec(**files))
+
+
 def test_modules_are_loaded_by_a_shell_that_does_not_know_them_yet(tmp_path: Path, make_spec: MakeSpec) -> None:
     lines = site.module_lines(("cuda/12.6", "nccl"))
     define = 'module() { echo "module $*"; }'
@@ -261,3 +274,48 @@ def test_no_container_without_slurm(folder: Path, capsys: pytest.CaptureFixture[
     assert main(["print", "--script", "probe.py", "--executor", "local", "--profile", "c.yaml"]) == 2
     assert "container is 'pyxis'; it must not be given where the nodes run on this machine" in capsys.readouterr().err
     assert os.listdir(folder / "bin")
+
+
+# --- a user's own defaults of sbatch
+
+
+@pytest.mark.parametrize(
+    ("limit", "time_min"),
+    [("90", 90), ("90:00", 90), ("1:30:00", 90), ("1-12", 2160), ("1-12:30", 2190), ("0", None), ("UNLIMITED", None)],
+)
+def test_a_time_limit_as_sbatch_takes_it(limit: str, time_min: int | None) -> None:
+    assert profiles.sbatch_defaults({"SBATCH_TIMELIMIT": limit}).values.get("time_min") == time_min
+
+
+def test_a_user_s_own_defaults_count_where_nobody_says_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"ACCOUNT": "lab", "PARTITION": "cpu", "QOS": "high", "CONSTRAINT": "", "TIMELIMIT": "45"}
+    for name, value in own.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    monkeypatch.setenv("SBATCH_EXCLUSIVE", "1")  # no setting
+    (folder / "site.yaml").write_text("account: team\n")
+    words = ["submit", "--executor", "slurm", "--script", "probe.py", "--dry-run"]
+
+    def asked(*more: str) -> set[str]:
+        assert main([*words, *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        wanted = ("account", "partition", "qos", "constraint", "time", "exclusive")
+        return {line[10:] for line in lines if line.startswith(tuple(f"#SBATCH --{name}" for name in wanted))}
+
+    assert asked() == {"account=lab", "partition=cpu", "qos=high", "time=45"}
+    changed = {"account=team", "partition=gpu", "qos=high", "time=45"}
+    assert asked("--profile", "site.yaml", "--partition", "gpu") == changed
+    monkeypatch.setenv("SBATCH_PARTITION", "cpus")
+    assert main(words) == 2
+    assert "SBATCH_PARTITION: partition is 'cpus'; it must be a partition of this cluster" in capsys.readouterr().err
+
+
+def test_stages_have_them_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
+    stages = {"one": {"script": "probe.py"}}
+    (folder / "stages.yaml").write_text(json.dumps({"launch": {"executor": "slurm"}, "stages": stages}))
+    assert main(["stages", "stages.yaml", "--dry-run"]) == 0
+    assert "#SBATCH --account=lab\n" in capsys.readouterr().out

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from made_runs import end_run, made_run, write
 
-from launch import resuming
+from launch import attempts, resuming
 from launch.__main__ import main
+from launch.errors import LaunchError
 from launch.spec import JobSpec
 
 MakeSpec = Callable[..., JobSpec]
@@ -78,3 +79,43 @@ def test_a_disk_without_room_is_told_with_its_file(
     monkeypatch.setattr("launch.resuming.make_claim", full)
     assert main(["submit", "--executor", "local", "--script", "probe.py"]) == 13
     assert f"error: {tmp_path}/claims: No space left on device. Make room there" in capsys.readouterr().err
+
+
+SUBMIT = ["submit", "--executor", "local", "--script", "probe.py", "--dry-run"]
+
+
+@pytest.fixture
+def linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output directory that is a link, and a script."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "probe.py").write_text("")
+    (tmp_path / "disk" / "out").mkdir(parents=True, mode=0o700)
+    (tmp_path / "runs").mkdir(mode=0o700)
+    (tmp_path / "runs" / "x").symlink_to(tmp_path / "disk" / "out")
+    return tmp_path / "runs" / "x"
+
+
+def test_a_run_directory_may_be_a_link(linked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A link's own mode is 0777, which says nothing."""
+    assert linked.lstat().st_mode & 0o777 == 0o777
+    assert main([*SUBMIT, "--name", "x"]) == 0
+    assert attempts.begin(linked, "7", {}) == 0
+    linked.parent.joinpath("y").symlink_to(linked.parent / "nothing")
+    assert main([*SUBMIT, "--name", "y"]) == 2
+    assert f"{linked.parent}/y'; it must not be a link to nothing" in capsys.readouterr().err
+
+
+def test_a_run_directory_that_others_may_write_is_refused_at_submission(
+    linked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linked.chmod(0o775)  # of what it leads to
+    assert main([*SUBMIT, "--name", "x"]) == 2
+    said = capsys.readouterr().err
+    assert f"the run directory is '{linked}'; it must be yours, and writable by you alone." in said
+    assert f"mode 775; it must belong to user {os.geteuid()} and be writable by no other. Use `chmod go-w" in said
+
+
+def test_a_run_directory_of_another_user_is_refused(linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: linked.stat().st_uid + 1)
+    with pytest.raises(LaunchError, match=rf"belongs to user {linked.stat().st_uid} .* Choose another directory\."):
+        attempts.check_owner(linked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -10,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_runs import calls, stand_in
 
 from launch import before, checks, disks, input_checks, jobs, limits, request_checks
 from launch.checks import Check
-from launch.spec import JobSpec
+from launch.site import Container
+from launch.spec import DEFAULT_SCRIPT, JobSpec
 
 PARTITIONS = """\
 PartitionName=debug AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=YES QoS=N/A \
@@ -52,6 +55,33 @@ def test_limits_are_read() -> None:
     assert limits.parse_limits(PARTITIONS, NODES, "none") is None
     assert limits.parse_qos(QOS)["long"] == limits.Qos("long", 7 * 24 * 60, 4, 96, None)
     assert limits.parse_qos(QOS)["capped"].max_gpus == 16
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("Invalid feature specification", "Change --constraint"),
+        ("Requested node configuration is not available", "ask for less, or change --constraint or --exclude"),
+        ("Invalid account or account/partition combination specified", "Change --account"),
+        ("Something else", "sbatch would refuse the job."),
+    ],
+)
+def test_what_sbatch_refuses_comes_with_what_to_change(said: str, remedy: str) -> None:
+    row = request_checks.start(None, said, 0.0)
+    assert (row.value, row.verdict, remedy in row.remedy) == (said, "error", True)
+    assert (row.remedy == "sbatch would refuse the job.") == (said == "Something else")
+
+
+@pytest.mark.parametrize(
+    ("time_min", "lead_s", "said"),
+    [(None, 120, ""), (60, 120, ""), (4, 120, ""), (3, 100, "may come after 20 s"), (1, 20, "may come at once")],
+)
+def test_a_time_limit_that_is_all_saving_is_told(
+    make_spec: Callable[..., JobSpec], time_min: int | None, lead_s: int, said: str
+) -> None:
+    spec = make_spec(time_min=time_min, signal_lead_s=lead_s)
+    (row,) = (row for row in request_checks.of_limits(spec, limits_of("debug"), {}) if row.name == "time")
+    assert (row.verdict, said in row.remedy) == ("warning" if said else "ok", True)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +139,35 @@ def test_the_request_as_a_table(make_spec: Callable[..., JobSpec]) -> None:
     (nodes,) = [check for check in request_checks.of_limits(make_spec(nodes=2), down, {}) if check.name == "nodes"]
     assert (nodes.verdict, nodes.remedy.startswith("1 are in service")) == ("warning", True)
     assert checks.worst(request_checks.of_limits(make_spec(), None, {})) == "warning"
+
+
+def test_nodes_that_are_being_drained_are_not_in_service() -> None:
+    states = "debug|3|idle|16000|(null)\ndebug|2|drng|16000|(null)\ndebug|1|drng*|16000|(null)\n"
+    found = limits.parse_limits(PARTITIONS, states, "debug")
+    assert found is not None
+    assert (found.num_nodes, found.num_usable) == (6, 3)
+
+
+def test_unlike_nodes_are_asked_for_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `-e` sinfo says `8000+` of nodes with 8 and 64 GB."""
+    exact = "echo 'debug|3|idle|8000|(null)'; echo 'debug|1|idle|64000|(null)'"
+    stand_in(tmp_path / "bin", "sinfo", f"case \" $* \" in *' -e '*) {exact};; *) echo 'debug|4|idle|8000+|';; esac")
+    stand_in(tmp_path / "bin", "scontrol", f"cat <<'END'\n{PARTITIONS}END")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    (found,) = limits.read_limits("debug")
+    assert (found.num_nodes, found.node_mem_mb) == (4, 64000)
+    assert [each.partition for each in limits.read_limits("big,debug,none")] == ["big", "debug"]
+
+
+def test_one_of_several_partitions_is_enough(make_spec: Callable[..., JobSpec]) -> None:
+    both = [limits_of("debug"), limits_of("big")]
+    found = request_checks.of_partitions(make_spec(nodes=4, partition="debug,big", mem_gb=64), both, {})
+    rows = [(row.name, row.verdict) for row in found]
+    assert rows[:3] == [("partition", "warning"), ("partition", "ok"), ("nodes", "ok")]
+    assert "memory per node: It must be at most 15" in found[0].remedy
+    assert checks.worst(found) == "warning"
+    none_can = request_checks.of_partitions(make_spec(nodes=4, mem_gb=600), both, {})
+    assert checks.worst(none_can) == "error"
 
 
 def test_when_it_would_start() -> None:
@@ -232,6 +291,36 @@ def test_an_estimate_that_does_not_fit_is_a_warning_with_a_way_out() -> None:
     assert input_checks.of_estimate(found, None) == Check("memory per GPU", "about 100.0 GiB")
 
 
+ESTIMATE = {"choices": [{"is_yours": True, "total_bytes": 2**30, "name": "ddp", "settings": []}]}
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict", "told"),
+    [
+        (f"echo '{json.dumps(ESTIMATE)}'", "ok", "about 1.0 GiB"),
+        ("echo 'a module that prints'", "warning", "no estimate"),
+        ("echo no torch here >&2; exit 1", "warning", "no estimate"),
+        (None, "warning", "no estimate"),
+    ],
+)
+def test_memory_is_estimated_by_the_python_outside_of_the_container(
+    spec: JobSpec, tmp_path: Path, says: str | None, verdict: str, told: str
+) -> None:
+    """That of the image is not there, or is the system's, which knows nothing of the trainer."""
+    outside, inside = tmp_path / "bin" / "python", tmp_path / "bin" / "python3"
+    stand_in(tmp_path / "bin", "python3", f"echo '{json.dumps(ESTIMATE)}'")
+    if says is not None:
+        stand_in(tmp_path / "bin", "python", says)
+    job = replace(
+        spec, executor="local", script=str(DEFAULT_SCRIPT), python=str(inside), batch_python=str(outside),
+        container=Container("pyxis", "image"), resources=replace(spec.resources, gpus_per_node=8),
+    )  # fmt: skip
+    check = input_checks.memory(job, os.environ)
+    assert check is not None
+    assert (check.verdict, check.value) == (verdict, told), check
+    assert calls(tmp_path / "bin", "python3") == []
+
+
 def test_the_table() -> None:
     found = [Check("nodes", "2 of 2"), Check("time", "99 of 60 min", "error", "It must be at most 60.\nAsk for less.")]
     assert checks.table(found).splitlines() == [
@@ -247,3 +336,26 @@ def test_the_table() -> None:
     assert before.audit("a warning\naudit of the first 3 rows: 3 rows", is_refused=False)[0].value.startswith(
         "the first 3"
     )
+
+
+class Terminal(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_the_table_has_colours_where_they_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, make_spec: Callable[..., JobSpec], environ: dict[str, str], is_coloured: bool
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    wrong = checks.Check("identity", "the same", "error", "Choose another name.")
+    with pytest.raises(checks.ChecksFailedError):
+        before.checked(make_spec(), "", environ, [wrong], audits=False)
+    assert ("\x1b[31m" in terminal.getvalue()) == is_coloured
+    assert not checks.takes_colours(io.StringIO(), environ)

@@ -42,6 +42,9 @@ print(flush=True)
 (run / "checkpoints").mkdir(exist_ok=True, mode=0o700)
 (run / "checkpoints" / f"step-{3 * attempt + 3}").mkdir(exist_ok=True, mode=0o700)
 board.beat("checkpoint" if attempt == 0 else "end", 3 * attempt + 3)
+(run / f"said-{attempt}-{rank}").touch()
+while len(list(run.glob(f"said-{attempt}-*"))) < 4:  # whoever leaves first has the others ended
+    time.sleep(0.01)
 time.sleep(0.5)
 sys.exit(10 if attempt == 0 else 0)
 """
@@ -113,6 +116,18 @@ def test_a_run_in_the_foreground_saves_and_stops_when_it_is_told_to(folder: Path
     assert "it saves and stops" in err
     assert list((folder / "runs" / "demo" / "checkpoints").glob("step-*"))
     assert [path.name for path in (folder / "runs" / "demo" / "exit").iterdir()] == ["0"]
+
+
+def test_a_script_that_ends_when_it_is_told_to_was_cancelled(folder: Path) -> None:
+    (folder / "probe.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    command = launch("run", "--script", "probe.py", "--name", "demo", "--launcher", "direct")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "begun\n"
+        run.send_signal(signal.SIGINT)
+        out, _ = run.communicate(timeout=60)
+    assert run.returncode == 143
+    assert "demo: CANCELLED" in out
 
 
 def test_a_run_in_the_foreground_ends_with_the_code_of_the_script(folder: Path) -> None:

@@ -22,7 +22,7 @@ def _portable(text: str) -> str:
     return text.replace(str(ROOT), "/ROOT")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "direct"])
 @pytest.mark.parametrize("executor", ["slurm", "local"])
 def test_plan(make_spec: MakeSpec, launcher: str, executor: str) -> None:
     plan = script.plan_text(make_spec(launcher=launcher, executor=executor), ())
@@ -56,7 +56,7 @@ def test_scripts_are_valid_bash(make_spec: MakeSpec, executor: str) -> None:
 
 
 def test_no_argument_of_the_script_passes_through_a_launcher(make_spec: MakeSpec) -> None:
-    for launcher in ("torchrun", "deepspeed"):
+    for launcher in ("torchrun", "deepspeed", "direct"):
         argv = command.launcher_argv(make_spec(launcher=launcher), MEETING, "/logs/0")
         assert argv[-1] == str(command.RANK_WRAPPER)
 

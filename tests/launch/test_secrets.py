@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.env_file import found_env_file, read_env_file, secrets_of
+from launch.env_file import read_env_file, secrets_of
 from launch.errors import LaunchError
 from launch.secret_values import form_of
+from strict_settings.env_file import found_env_file
 
 SECRETS = {
     "hf": "hf_" + "aB3" * 12,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from made_runs import calls, end_run, made_run, stand_in, write
+from test_identity import git
 
 from launch.__main__ import main
 from launch.errors import LaunchError
@@ -69,7 +70,7 @@ def test_a_stage_may_follow_several_or_none(tmp_path: Path) -> None:
         ({"a": {"command": "train"}}, "command is 'train'; it must be one of evaluate, export, optimize-prompt, rep"),
         ({"a": {"arg": []}}, "the key 'arg' is unknown; it must be a known setting. Did you mean 'args'?"),
         ({"a": {"args": [{"train.output_dir": None}]}}, "args.0 is {'train.output_dir': None}; it must be text."),
-        ({"a": {"launch": [1]}}, "stages.a.launch is [1]; it must be a mapping."),
+        ({"a": {"launch": [1]}}, "stages.yaml:3: launch is [1]; it must be a mapping."),
         (
             {"a": {}, "b": {"after": [], "args": ["{a.output_dir}"]}},
             "stages.b.args is '{a.output_dir}'; it must name a stage that it follows: none. Or itself.",
@@ -83,6 +84,16 @@ def test_what_a_file_may_not_say(stages: Any, message: str, tmp_path: Path) -> N
         read_stages(written(tmp_path, stages))
     assert message in str(refused.value)
     assert "stages.yaml:" in str(refused.value)
+
+
+def test_what_follows_from_a_mistake_is_not_told_as_another(tmp_path: Path) -> None:
+    stages = {"a": {}, "b": {"after": ["c"], "args": ["{a.output_dir}", "{trian.output_dir}"]}, "d": {"lauch": {}}}
+    with pytest.raises(SettingsError) as refused:
+        read_stages(written(tmp_path, stages))
+    said = [str(problem).partition(": ")[2] for problem in refused.value.problems]
+    assert [text.partition(" is ")[0] for text in said] == ["stages.b.after", "stages.b.args", "the key 'lauch'"]
+    assert "trian" in said[1]
+    assert "Did you mean 'launch'?" in said[2]
 
 
 def test_all_mistakes_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +188,15 @@ def test_the_dry_run_has_every_stage_and_leaves_nothing(folder: Path, capsys: py
     assert not (folder / "runs").exists()
     assert main([*STAGES, "--dry-run", "--json"]) == 0
     assert [job["stage"] for job in json.loads(capsys.readouterr().out)["jobs"]] == list(THREE)
+    git(folder, "init", "-q")
+    git(folder, "add", "train.py")
+    git(folder, "commit", "-qm", "one")
+    assert main([*STAGES, "--dry-run", "--json", "--snapshot"]) == 0
+    (*_, export) = json.loads(capsys.readouterr().out)["jobs"]
+    copy = f"{folder}/runs/s/export/code/cleansft"
+    assert (export["job"]["code_root"], export["job"]["script"]) == (copy, f"{copy}/sft/__main__.py")
+    assert f"{copy}/sft/__main__.py export {folder}/runs/s/train" in export["plan"]
+    assert not (folder / "runs").exists()
 
 
 @pytest.mark.parametrize("words", [[], ["--dry-run"]])
@@ -221,10 +241,11 @@ def test_what_can_not_be_a_stage(folder: Path, capsys: pytest.CaptureFixture[str
 def test_cancel_reaches_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*STAGES]) == 0
     capsys.readouterr()
+    (folder / "queue").write_text("".join(f"{job}|{job}|PENDING|Dependency|N/A\n" for job in (71, 72, 73)))
     stand_in(folder / "bin", "scancel", f": > {folder}/queue")
     assert main(["cancel", "s"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"s-{name}: CANCELLED" for name in THREE]
-    assert calls(folder / "bin", "scancel") == ["73", "72", "71"]
+    assert calls(folder / "bin", "scancel") == ["73 72 71"]
 
 
 @pytest.mark.usefixtures("quick")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 from conftest_golden import check_golden
 from made_runs import calls, end_run, made_run, stand_in, write
+from test_identity import git
 
-from launch import executor, processes, script, sweep, sweep_runner
+from launch import executor, manifest, processes, script, sweep, sweep_runner
 from launch.__main__ import main
 from launch.claims import make_claim
 from launch.errors import LaunchError
@@ -94,7 +96,8 @@ SWEEP = ["sweep", "--script", "probe.py", "--executor", "slurm", "learning_rate=
 def test_one_array_of_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SWEEP, "--parallel", "2", "--", "--seed", "9", "--x"]) == 0
     assert "sweep    s, 6 runs, at most 2 at a time" in capsys.readouterr().out
-    (words,) = calls(folder / "bin", "sbatch")
+    asked, words = calls(folder / "bin", "sbatch")
+    assert asked == "--test-only"
     assert words.split()[:2] == ["--parsable", "--array=0-5%2"]
     assert words.endswith("/runs/s/array.sh")
     assert "CLEANSFT_CLAIM=0\n" in (folder / "given.env").read_text()
@@ -146,7 +149,7 @@ def test_how_the_runs_of_an_array_stand(folder: Path, capsys: pytest.CaptureFixt
     ("words", "message"),
     [
         (["--chain", "singleton"], "chain is 'singleton'; it must not be given for a sweep"),
-        (["more=1,2"], "the number of runs is 12; it must be below 7, this cluster's MaxArraySize"),
+        (["more=1,2"], "the number of runs is 12; it must be at most 7, this cluster's MaxArraySize"),
         (["--nodes", "3"], "nodes is 3; it must be at most 2"),
         (["--parallel", "0"], "--parallel is 0; it must be 1 or more"),
         (["--config", "none.yaml"], "none.yaml"),
@@ -162,8 +165,75 @@ def test_refusals_leave_nothing(
     assert calls(folder / "bin", "sbatch") == []
 
 
+def test_an_array_may_be_as_large_as_the_cluster_allows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "--script", "probe.py", "--executor", "slurm", "--dry-run"]
+    assert main([*words, "seed=1,2,3,4,5,6,7"]) == 0  # MaxArraySize is 7: indices from 0 to 6
+    assert main([*words, "seed=1,2,3,4,5,6,7,8"]) == 2
+    assert "the number of runs is 8; it must be at most 7" in capsys.readouterr().err
+
+
+def test_the_first_run_is_examined_as_a_job_of_its_own_would_be(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = "echo 'allocation failure: Invalid account' >&2; exit 1"
+    stand_in(folder / "bin", "sbatch", f'case "$*" in --test-only) {refused};; *) echo 77;; esac')
+    assert main([*SWEEP]) == 2
+    said = capsys.readouterr().err
+    assert "1 check failed: start. Nothing was submitted." in said
+    assert "Invalid account" in said
+    assert "free space" in said
+    assert calls(folder / "bin", "sbatch") == ["--test-only"]
+    assert not (folder / "runs" / "s").exists()
+
+
+def test_each_run_has_a_manifest_and_the_same_sweep_is_not_submitted_twice(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in SWEEP if word not in ("--name", "s")]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {"run directory", "free space", "start"} <= {row["name"] for row in told["checks"]}
+    found = [Run(Path(told["path"]) / str(number)) for number in range(6)]
+    manifests = [json.loads((run.path / "manifest.json").read_text()) for run in found]
+    assert len({facts["signature"] for facts in manifests}) == 6
+    assert all(facts["packages"] and facts["script"]["sha256"] for facts in manifests)
+    for run, facts in zip(found, manifests, strict=True):
+        text = (run.path / "submit.sh").read_bytes()
+        assert facts["submit_sh"] == hashlib.sha256(text).hexdigest()
+        assert json.loads((run.path / "checks.json").read_text())["checks"] == told["checks"]
+        alone = manifest.gather(JobSpec.from_json(run.job), text.decode())[0]
+        assert alone["signature"] == facts["signature"]
+    (folder / "jobs").write_text("PENDING|Priority|N/A\n")
+    assert main(words) == 2
+    assert f"settings, code and data are those of {found[0].name}, which is PENDING" in capsys.readouterr().err
+    assert main([*words, "--name", "again"]) == 0
+
+
+def test_a_copy_of_the_code_for_each_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    git(folder, "init", "-q")
+    (folder / ".gitignore").write_text("runs/\nbin/\nstate/\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "one")
+    assert main([*SWEEP, "--snapshot", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[2] == f"{folder}/runs/s/0/code/script/probe.py"
+    assert main([*SWEEP, "--snapshot", "--dry-run", "--json"]) == 0
+    planned = [job["script"] for job in json.loads(capsys.readouterr().out)["jobs"]]
+    assert not (folder / "runs").exists()
+    assert main([*SWEEP, "--snapshot"]) == 0
+    (folder / "probe.py").write_text("changed")
+    assert planned == [str(folder / "runs" / "s" / str(number) / "code" / "script" / "probe.py") for number in range(6)]
+    for number in range(6):
+        run = Run(folder / "runs" / "s" / str(number))
+        copy = Path(run.job["script"])
+        assert copy.is_relative_to(run.path / "code")
+        assert copy.read_text() == ""
+        assert str(run.path / "code") in (run.path / "submit.sh").read_text()
+
+
 def test_an_array_that_sbatch_refuses_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stand_in(folder / "bin", "sbatch", "echo 'sbatch: error: Invalid qos' >&2; exit 1")
+    taken = "echo 'sbatch: Job 7 to start at 2026-11-21T15:50:00' >&2"
+    refused = "echo 'sbatch: error: Invalid qos' >&2; exit 1"
+    stand_in(folder / "bin", "sbatch", f'case "$*" in --test-only) {taken};; *) {refused};; esac')
     assert main([*SWEEP]) == 2
     assert "sbatch refused the job: sbatch: error: Invalid qos" in capsys.readouterr().err
     assert not list(folder.glob("runs/s/*/job.json"))
@@ -211,6 +281,7 @@ def test_the_best_run_stands_first(folder: Path, capsys: pytest.CaptureFixture[s
     assert lines[0] == ["RUN", "STATE", "learning_rate", "seed", "EVAL", "LOSS", "LOSS", "STEP"]
     assert [line[0] for line in lines[1:5]] == ["s-3", "s-0", "s-1", "s-2"]
     assert lines[1] == ["s-3", "COMPLETED", "2e-5", "1", "1.2500", "0.5000", "10"]
+    assert (folder / "s.html").stat().st_mode & 0o777 == 0o644
     page = (folder / "s.html").read_text()
     assert page.count("<svg") == 2
     assert page.count("<circle") == 6  # three runs with an evaluation, in both plots

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,39 @@ def test_a_host_that_does_not_answer_is_the_cause_and_named(
     record = json.loads((tmp_path / "records" / "rank-1.json").read_text())
     assert (record["code"], record["reason"], record["step"]) == (11, "host_silent", 7)
     assert "waits, and n1 (10.77.0.11) does not answer: the same was sent 6 times." in record["error"]
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("launch.watch.write_json", refuse)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_warning_that_cannot_be_written_ends_no_run(watch: NodeWatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a slow rank, on a full disk: the agent goes on watching."""
+    slot = watch.board.slots()[0]
+    watch._tell_slow(replace(slot, slowness=2.5))
+    told = capsys.readouterr()
+    assert "computes 2.5 times as long as the others" in told.out
+    assert "error: a record cannot be written: [Errno 28]" in told.err
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_hang_that_cannot_be_written_down_still_ends_its_ranks(
+    watch: NodeWatch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[bool] = []
+    rank = NodeBoard.attach_from({VARIABLE: str(watch.board.path)}, 0)
+    assert rank is not None
+    rank.beat("step", 7)
+    monkeypatch.setattr("launch.watch.examine", lambda *_: {1: Finding(CERTAIN, "it stands", {})})
+    monkeypatch.setattr("launch.watch.processes.kill_descendants", lambda: ended.append(True))
+    watch.end_hanging_ranks()
+    assert ended == [True]
+    assert "error: rank 1 hangs: it stands; step 7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("told", ["", "stop.json"])

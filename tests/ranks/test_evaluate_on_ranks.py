@@ -50,10 +50,12 @@ def alone(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.soak), 3, pytest.param(8, marks=pytest.mark.soak)])
 def test_ranks_find_what_one_process_finds(folder: Path, alone: dict[str, Any], size: int) -> None:
     command = ["torchrun", "--nproc-per-node", "2", str(ROOT / "sft" / "evaluate.py")]
-    shared = evaluated(folder, command, f"shared-{size}", f"--per_device_eval_batch_size={size}")
+    words = (f"--per_device_eval_batch_size={size}", "--against", "alone/held_out.jsonl")
+    shared = evaluated(folder, command, f"shared-{size}", *words)
     assert abs(shared["figures"]["loss"]["value"] - alone["figures"]["loss"]["value"]) < 1e-6
     assert [row["generation"] for row in shared["rows"]] == [row["generation"] for row in alone["rows"]]
     assert [row["row"] for row in shared["rows"]] == list(range(13))
+    assert "model less alone/held_out.jsonl, on the same rows" in shared["said"]
 
 
 def test_the_launcher_runs_it_on_two_nodes(folder: Path) -> None:

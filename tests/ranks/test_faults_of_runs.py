@@ -298,7 +298,7 @@ def test_lack_of_memory(tmp_path: Path, shows: Shows) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "direct"])
 def test_cancel_saves(tmp_path: Path, shows: Shows, launcher: str) -> None:
     """Row 12, and a save by the way that DeepSpeed's launcher starts ranks."""
     runs = Runs(tmp_path)

@@ -36,7 +36,11 @@ def trained(folder: Path, name: str, settings: dict[str, Any], *words: str) -> t
     return losses(run), (run / "model.safetensors").read_bytes(), (run / "logs/0/node-0.log").read_text()
 
 
-@pytest.mark.parametrize("words", [[], ["--launcher", "deepspeed", "--zero", "2"]], ids=["torchrun", "deepspeed"])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--launcher", "deepspeed", "--zero", "2"], ["--launcher", "direct"]],
+    ids=["torchrun", "deepspeed", "direct"],
+)
 def test_losses_and_weights_are_equal_bit_by_bit(tmp_path: Path, words: list[str]) -> None:
     write_conversations(tmp_path / "train.jsonl", 24)
     settings = {"model_config": QWEN3, "tokenizer_name": TOKENIZER, "train_file": "train.jsonl", "bf16": False}

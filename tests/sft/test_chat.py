@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from sft.__main__ import main
 from sft.chat import Chat
 from sft.generation import Decoding, Generated
-from sft.masking import Masker
+from sft.masking import Masker, MaskOptions
 from sft.painting import Brush
 from sft.tokenizer import build_tokenizer
 from sft.train import train_with
@@ -62,6 +64,15 @@ def test_answers_are_streamed_and_remembered(masker: Masker) -> None:
     assert "Grüße 🙂<|im_end|>" in parrot.prompts[1]
 
 
+def test_a_line_that_is_no_text_is_left_out(masker: Masker) -> None:
+    chat, parrot, said = chat_of(masker, "two")
+    assert chat.hear("\x00\udcff bad")
+    assert "not UTF-8" in "".join(said)
+    assert chat.hear("one?")
+    assert len(parrot.prompts) == 1
+    assert "bad" not in parrot.prompts[0]
+
+
 def test_the_system_prompt_is_set_shown_and_survives_a_reset(masker: Masker) -> None:
     chat, parrot, said = chat_of(masker, "a", "b", "c")
     chat.hear("/system Be brief.")
@@ -106,6 +117,33 @@ def test_control_strings_that_people_type_stay_text(masker: Masker) -> None:
     assert sum(token == TOKENS.convert_tokens_to_ids("<|im_end|>") for token in ids) == 4
 
 
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system prompt, please') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_what_the_template_refuses_is_said_and_the_conversation_goes_on(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(tiny_args(tmp_path / "x", tmp_path / "y"))
+    tokenizer.chat_template = REFUSING
+    masker = Masker(tokenizer, options=MaskOptions(special_tokens_in_data="error"))
+    chat, parrot, said = chat_of(masker, "a", "b")
+    chat.hear("one")
+    kept = list(chat.messages)
+    for refused, why in (("what is <|im_end|>?", "<|im_end|>"), ("/system Be brief.", "system prompt: Be brief.")):
+        assert chat.hear(refused)
+        assert why in said[-1]
+    for refused in ("two", "/mask"):
+        assert chat.hear(refused)
+        assert "no system prompt, please" in said[-1]
+    assert chat.messages == kept
+    assert len(parrot.prompts) == 1
+    chat.hear("/system none")
+    chat.hear("two")
+    assert chat.messages[-1]["content"] == "b"
+
+
 def test_unknown_words_no_room_and_the_end(masker: Masker) -> None:
     chat, parrot, said = chat_of(masker, room=10)
     assert chat.hear("")
@@ -146,12 +184,25 @@ def test_the_server_is_that_of_transformers_and_says_what_it_needs(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     asked: list[list[str]] = []
 
-    class Done:
-        returncode = 0
+    def become(program: str, command: list[str]) -> None:
+        assert program == sys.executable
+        asked.append(command)
+        raise SystemExit(0)
 
-    monkeypatch.setattr("subprocess.run", lambda command, check: asked.append(command) or Done)
-    assert main([*words, "--port", "8123", "--template_kwargs", "{enable_thinking: false}"]) == 0
+    monkeypatch.setattr("os.execv", become)
+    with socket.create_server(("localhost", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main([*words, "--port", port]) == 2
+        told = f"--port is {port}; it must be one where a server may listen: Address already in use. Name another."
+        assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--port", port, "--template_kwargs", "{enable_thinking: false}"])
+    assert f"curl http://localhost:{port}/v1/chat/completions" in capsys.readouterr().err
+    for ignored in (["--temperature", "0"], ["--top-k", "5"], ["--param_dtype", "bfloat16"]):
+        assert main([*words, *ignored]) == 2
+        assert f"{ignored[0]} is" in capsys.readouterr().err
+    assert len(asked) == 1
     assert asked[0][3:] == [
-        "serve", TOKENIZER, "--host", "localhost", "--port", "8123",
+        "serve", TOKENIZER, "--host", "localhost", "--port", port,
         "--chat-template-kwargs", '{"enable_thinking": false}',
     ]  # fmt: skip

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import QWEN3, TOKENIZER, WORDS, tiny_args, write_conversations
 
 from sft.__main__ import main
 from sft.errors import DataError
 from sft.generation import Decoding, Generator
 from sft.masking import Masker
+from sft.metrics import answer_of, exact_match
 from sft.questions import Question, questions_of
 from sft.rows import BadRow
 from sft.scores import comparisons_of, figures_of
@@ -134,6 +137,95 @@ def test_two_models_are_compared_on_the_same_rows(trained: Path, capsys: pytest.
         comparisons_of(found["rows"], other[1:])
 
 
+def test_mistakes_are_found_before_a_model_is_loaded(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load_model(*_: Any) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("sft.answering.load_model", load_model)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    command = ["evaluate", str(trained / "trained"), str(trained / "held_out.jsonl"), *NEW_TOKENS]
+    for words, code, message in (
+        (["--output", str(tmp_path / "file" / "below")], 13, "file/below cannot be written"),
+        (["--against", str(tmp_path / "none.jsonl")], 3, "none.jsonl cannot be read"),
+        (["--against", str(tmp_path / "data.jsonl")], 3, "data.jsonl:1 is no row of an evaluation"),
+        (["--against", str(tmp_path / "no-model")], 2, "no-model"),
+    ):
+        assert main([*command, *words]) == code
+        assert message in capsys.readouterr().err
+
+
+def test_rows_of_other_questions_are_refused_before_answers_are_paid_for(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(trained)
+    lines = (trained / "out" / "held_out.jsonl").read_text().split("\n")
+    (tmp_path / "same.jsonl").write_text("\n".join(lines))
+    (tmp_path / "other.jsonl").write_text("\n".join([lines[1], lines[0], *lines[2:]]))
+    run(trained, "--against", str(tmp_path / "same.jsonl"))
+    assert "less" in capsys.readouterr().out
+
+    def generate(*_: Any) -> None:
+        raise AssertionError("answers are generated")
+
+    monkeypatch.setattr("sft.answering.Answering.generate", generate)
+    command = ["evaluate", str(trained / "trained"), str(trained / "held_out.jsonl"), "--output", str(tmp_path)]
+    assert main([*command, "--against", str(tmp_path / "other.jsonl")]) == 3
+    assert "must be of the same questions" in capsys.readouterr().err
+
+
+def test_it_is_said_how_else_the_rows_of_another_were_asked(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(trained, "--no-loss", "--system_prompt=Be brief.")
+    for suffix in (".jsonl", ".json"):
+        (tmp_path / f"before{suffix}").write_bytes((trained / "out" / f"held_out{suffix}").read_bytes())
+    run(trained, "--no-loss", "--against", str(tmp_path / "before.jsonl"))
+    assert 'before.jsonl was asked with system_prompt: "Be brief.", this one with null' in capsys.readouterr().err
+
+
+def test_what_was_found_is_written_before_it_is_compared(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def comparisons_of(*_: Any) -> None:
+        raise DataError("they cannot be compared")
+
+    monkeypatch.setattr("sft.scores.comparisons_of", comparisons_of)
+    command = ["evaluate", str(trained / "trained"), str(trained / "held_out.jsonl"), "--output", str(tmp_path)]
+    assert main([*command, *NEW_TOKENS, "--no-loss", "--against", str(trained / "untrained")]) == 3
+    assert "they cannot be compared" in capsys.readouterr().err
+    assert json.loads((tmp_path / "held_out.json").read_text())["figures"]["exact"]["value"] > 0.9
+    assert len((tmp_path / "held_out.jsonl").read_text().splitlines()) == 18
+
+
+def test_figures_tell_how_the_model_was_asked(trained: Path) -> None:
+    plain = run(trained, "--no-loss", "--max_eval_samples=2")["settings"]
+    decoding = {"max_new_tokens": 12, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 42}
+    assert (plain["system_prompt"], plain["decoding"]) == (None, decoding)
+    words = ("--system_prompt=Be brief.", "--temperature=0.5", "--top-k=3", "--seed=7", "--max_eval_samples=2")
+    other = run(trained, "--no-loss", *words)["settings"]
+    assert other["system_prompt"] == "Be brief."
+    assert other["decoding"] == {**decoding, "temperature": 0.5, "top_k": 3, "seed": 7}
+    assert run(trained, "--no-generation", "--max_eval_samples=2")["settings"]["decoding"] is None
+
+
+def test_a_model_without_a_finite_loss_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "trained", tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(trained / "held_out.jsonl", tmp_path)
+    found = run(tmp_path, "--no-generation", model="broken")
+    assert found["num_not_finite"] == 18
+    assert "loss" not in found["figures"]
+    assert all(row["loss_sum"] is None and row["loss_weight"] for row in found["rows"])
+    assert f"18 rows without a finite loss, left out of it: {tmp_path / 'held_out.jsonl'}:1" in capsys.readouterr().out
+
+
 def test_rows_without_room_for_an_answer_count_as_wrong(trained: Path) -> None:
     room = QWEN3["max_position_embeddings"]
     long_row = {"prompt": "sun " * int(str(room)), "response": "moon"}
@@ -146,6 +238,34 @@ def test_rows_without_room_for_an_answer_count_as_wrong(trained: Path) -> None:
     assert found["num_unanswered"] == 1
     assert found["figures"]["exact"]["value"] == pytest.approx(18 / 19)
     assert found["figures"]["loss"]["num_rows"] == 19  # up to max_length, as in training
+
+
+@pytest.mark.parametrize(
+    ("truncation", "counts", "remark", "num_rows"),
+    [
+        ("right", (1, 0), "loss of 1 document only up to max_length", 19),
+        ("drop", (0, 1), "no loss of 1 document longer than max_length", 18),
+    ],
+)
+def test_references_that_are_cut_or_left_out_of_the_loss_are_told(
+    trained: Path,
+    truncation: str,
+    counts: tuple[int, int],
+    remark: str,
+    num_rows: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = (trained / "held_out.jsonl").read_text()
+    try:
+        (trained / "held_out.jsonl").write_text(rows + json.dumps({"prompt": "sun", "response": "moon " * 60}) + "\n")
+        found = run(trained, "--no-generation", "--max_length=40", f"--truncation={truncation}")
+    finally:
+        (trained / "held_out.jsonl").write_text(rows)
+    assert (found["num_truncated"], found["num_dropped"]) == counts
+    assert remark in capsys.readouterr().out
+    assert found["figures"]["loss"]["num_rows"] == num_rows
+    assert (found["rows"][-1]["truncated"], found["rows"][-1]["dropped"]) == counts
+    assert (found["rows"][0]["truncated"], found["rows"][0]["dropped"]) == (0, 0)
 
 
 def test_bad_rows_are_refused_or_counted(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,14 +287,17 @@ def test_bad_rows_are_refused_or_counted(trained: Path, capsys: pytest.CaptureFi
         (["--metrics", "bleu"], "--metrics is"),
         (["--no-loss", "--no-generation"], "--no-loss is"),
         (["--temperature", "hot"], "--temperature is"),
+        (["--temperature", "nan"], "--temperature is"),
+        (["--top-p", "0"], "--top-p is"),
         (["--max-new-tokens", "0"], "--max-new-tokens is"),
     ],
 )
 def test_wrong_options_are_told(
     trained: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(trained / "trained"), str(trained / "held_out.jsonl"), *words]) == 2
-    assert message in capsys.readouterr().err
+    for check in ([], ["--check"]):  # with which nothing is loaded
+        assert main(["evaluate", str(trained / "trained"), str(trained / "held_out.jsonl"), *words, *check]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_adapter_is_evaluated_with_the_model_that_it_belongs_to(tmp_path: Path) -> None:
@@ -214,6 +337,35 @@ def test_the_question_is_what_stands_before_the_last_trained_turn(tmp_path: Path
     assert isinstance(first, Question)
     assert first.reference == "two"
     assert "two" not in first.prompt
+
+
+CALL = {"function": {"name": "look", "arguments": {"at": "sky"}}}
+CALLED = '<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        ({"content": "8"}, "8"),
+        ({"content": "<think>\n7?\n</think>\n\n8"}, "8"),
+        ({"content": "8", "reasoning_content": "7?"}, "8"),
+        ({"content": "", "tool_calls": [CALL]}, CALLED),
+        ({"content": "Well.", "tool_calls": [CALL]}, f"Well.\n{CALLED}"),
+        ({"content": "", "reasoning_content": "7?", "tool_calls": [CALL]}, CALLED),
+        ({"content": "<think>\n7?\n</think>\n\n", "tool_calls": [CALL]}, CALLED),
+        ({"content": "", "reasoning_content": "7?"}, ""),
+    ],
+)
+def test_an_answer_like_the_data_s_own_turn_matches_whatever_form_its_thoughts_have(
+    tmp_path: Path, turn: dict[str, Any], expected: str
+) -> None:
+    messages = [{"role": "user", "content": "7 or 8?"}, {"role": "assistant", **turn}]
+    (asked,) = questions([{"messages": messages}], tmp_path)
+    assert isinstance(asked, Question)
+    assert asked.reference == expected
+    said = asked.documents[-1].input_ids[len(asked.prompt_ids) : -1]  # without the stop token
+    written = build_tokenizer(tiny_args(tmp_path / "rows.jsonl", tmp_path)).decode([int(token) for token in said])
+    assert exact_match(answer_of(written), asked.reference) == 1.0
 
 
 def test_control_strings_and_system_prompts_in_questions_are_those_of_training(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sft.config import Args
 from sft.lora_args import LoraArgs
 from sft.migration.mapping import Imported, imported
 from sft.migration.tools import TOOLS, tool_of
+from sft.setting_rules import REPORTS
 from sft.train import train_with
 from strict_settings import SettingsError, Source, read_yaml
 
@@ -160,7 +161,14 @@ def test_another_file_is_refused_or_kept(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["import-config", str(tmp_path / "other.yaml")]) == 2
     assert "--from trl | axolotl | llamafactory" in capsys.readouterr().err
     assert main(["import-config", str(tmp_path / "other.yaml"), "--from", "trl"]) == 0
-    assert "not carried over: colour ('red'): not known as a key of TRL" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "not carried over: colour ('red'): not known as a key of TRL" in said
+    assert "These settings are not checked; with --output RUN.yaml they are." in said
+    assert "meant?" not in said
+    values = "base_model: base\nsequence_len: 64\nmicro_batch_size: 2\nlearning_rate: 1.0e-4\n"
+    (tmp_path / "axolotl.yaml").write_text(values)
+    assert main(["import-config", str(tmp_path / "axolotl.yaml"), "--from", "trl"]) == 0
+    assert "4 of its keys are known to axolotl, 1 to TRL. Is --from axolotl meant?" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_left_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +208,15 @@ def test_what_is_no_supervised_fine_tuning_is_refused(tool: str, values: dict[st
             {"dataset_name": "me/data", "dataset_config": "en", "eval_strategy": "epoch"},
             {"train_file": "me/data:en", "eval_file": "me/data:en@test"},
         ),
+        ("trl", {"report_to": "mlflow"}, {"report_to": "mlflow"}),
+        ("trl", {"report_to": ["tensorboard", "trackio"]}, {"report_to": "trackio"}),
+        ("llamafactory", {"report_to": ["mlflow", "wandb", "swanlab"]}, {"report_to": ["wandb", "mlflow"]}),
+        ("trl", {"report_to": "all"}, {"report_to": "tensorboard"}),
+        ("axolotl", {"use_mlflow": True}, {"report_to": "mlflow"}),
+        ("axolotl", {"wandb_project": "p", "use_trackio": True}, {"report_to": ["wandb", "trackio"]}),
+        ("axolotl", {"use_wandb": False, "use_mlflow": False}, {"report_to": None}),
+        ("trl", {"max_length": None}, {"max_length": None}),
+        ("trl", {"seed": 1}, {"max_length": 1024}),
         ("axolotl", {"learning_rate": 1.0}, {"max_length": 512, "warmup_ratio": 0.03, "truncation": "drop"}),
         ("axolotl", {"deepspeed": {"zero_optimization": {"stage": 1}}}, {"deepspeed": "ds_configs/zero1.json"}),
         ("axolotl", {"context_parallel_size": 4}, {"sequence_parallel_size": 4}),
@@ -212,6 +229,8 @@ def test_what_is_no_supervised_fine_tuning_is_refused(tool: str, values: dict[st
         ("llamafactory", {"lora_rank": 4}, {"lora.r": 4, "lora.alpha": 8}),
         ("llamafactory", {"quantization_bit": 8}, {"load_in_8bit": True}),
         ("llamafactory", {"dataset_dir": "ONLINE", "dataset": "a/b, c/d"}, {"train_files": {"a/b": 1, "c/d": 1}}),
+        ("llamafactory", {"max_samples": 9}, {"max_train_samples": 9, "max_eval_samples": None}),
+        ("llamafactory", {"max_samples": 9, "eval_dataset": "d"}, {"max_train_samples": 9, "max_eval_samples": 9}),
         ("llamafactory", {"lora_target": "q_proj,v_proj"}, {"lora.target_modules": ["q_proj", "v_proj"]}),
     ],
 )  # fmt: skip
@@ -230,6 +249,10 @@ def test_values(tool: str, values: dict[str, Any], expected: dict[str, Any]) -> 
         ("trl", {"use_peft": False, "lora_r": 8}, "lora_r", "use_peft is off"),
         ("trl", {"resume_from_checkpoint": "out/checkpoint-5"}, "resume_from_checkpoint", "cannot be read"),
         ("trl", {"fsdp": "full_shard offload"}, "fsdp", "nothing is offloaded"),
+        ("trl", {"report_to": "comet_ml"}, "report_to", "beside it wandb, mlflow, trackio"),
+        ("trl", {"report_to": ["wandb", "comet_ml"]}, "report_to", "without comet_ml"),
+        ("trl", {"max_length": None}, "max_length", "truncated, by default to 2,048"),
+        ("axolotl", {"mlflow_tracking_uri": "http://here"}, "mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),
         ("axolotl", {"datasets": [{"path": "d", "type": "completion"}]}, "datasets.type", "raw text"),
         ("axolotl", {"datasets": [{"path": "s3://b/x"}]}, "datasets.path", "Copy the data"),
         ("axolotl", {"datasets": [{"path": "d", "roles_to_train": ["user"]}]}, "datasets.roles_to_train", "train_on"),
@@ -242,6 +265,16 @@ def test_values(tool: str, values: dict[str, Any], expected: dict[str, Any]) -> 
 )
 def test_remarks(tool: str, values: dict[str, Any], key: str, words: str) -> None:
     assert words in reasons(of(tool, **values))[key]
+
+
+def test_what_means_something_else_stands_among_the_remarks() -> None:
+    found = of("trl", max_length=None)
+    assert [told.key for told in found.changed if told.value is None] == ["max_length", "assistant_only_loss"]
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_what_we_report_to_is_carried_over(name: str) -> None:
+    assert of("trl", report_to=name).settings["report_to"] == name
 
 
 @pytest.mark.parametrize("name", TOOLS)

@@ -274,10 +274,10 @@ def test_a_page_of_rows_with_half_characters(tmp_path: Path, inspect: Any) -> No
 
 def test_the_page_cannot_be_written(tmp_path: Path, inspect: Any) -> None:
     code, _, err = inspect(
-        write(tmp_path / "data.jsonl", {"messages": CHAT}), "--html", str(tmp_path / "no" / "x.html")
+        write(tmp_path / "data.jsonl", {"messages": CHAT}), "--html", str(tmp_path / "data.jsonl" / "x.html")
     )
     assert code == 13
-    assert "cannot be written" in err
+    assert "cannot be written: File exists. Choose another place." in err
 
 
 def test_an_answer_in_seconds_from_a_cold_start(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import re
+import string
+import unicodedata
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -32,6 +35,24 @@ def test_normalised_match_leaves_out_case_punctuation_and_articles() -> None:
     assert normalised("The  «Answer»: an apple， a pear。") == "answer apple pear"
     assert normalised_match("The cat.", "cat") == 1.0
     assert normalised_match("cats", "cat") == 0.0
+
+
+@pytest.mark.parametrize("sign", string.punctuation)
+def test_normalised_match_leaves_out_ascii_symbols_as_squad_does(sign: str) -> None:
+    assert normalised(f"{sign}5 {sign} b{sign}") == "5 b"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
+def test_the_spelling_of_a_character_makes_no_difference(form: Literal["NFC", "NFD", "NFKD"]) -> None:
+    text = "Café Ångström 한국어 नहीं ﬁx"
+    spelt = unicodedata.normalize(form, text)
+    assert normalised_match(spelt, text) == token_f1(spelt, text) == rouge_l(spelt, text) == 1.0
+
+
+def test_marks_belong_to_words() -> None:
+    assert rouge_l("की", "का") == 0.0
+    assert rouge_l("राम की किताब", "राम का किताब") == pytest.approx(2 / 3)
+    assert normalised("a\u0331 a") == "a\u0331"  # no article, for all that it begins like one
 
 
 @pytest.mark.parametrize(
@@ -79,6 +100,30 @@ def test_the_longest_common_subsequence_is_that_of_its_definition() -> None:
         ("no number", "#### 8", 0.0),
         ("it costs $18", "$18", 1.0),
         ("−3", "-3", 1.0),
+        (".5", "0.5", 1.0),
+        ("it is $.50", ".5", 1.0),
+        ("5", ".5", 0.0),
+        ("1,2,3", "123", 0.0),
+        ("1,2,3", "3", 1.0),
+        ("1,234,567", "1234567", 1.0),
+        ("1,2345", "12345", 0.0),
+        ("version 1.2.3", "3", 1.0),
+        ("between 5-10", "10", 1.0),
+        ("COVID-19", "19", 1.0),
+        ("5 %-10 %", "10", 1.0),
+        ("$5-$10", "10", 1.0),
+        ("(-3)", "-3", 1.0),
+        ("-$5", "-5", 1.0),
+        ("-$5", "5", 0.0),
+        ("$-5", "-$5", 1.0),
+        ("5", "5-10", None),
+        ("6", "1,2,3", None),
+        ("10", "10 %", 1.0),
+        ("#### Final answer\n\n42", "#### 42", 1.0),
+        ("42", "#### Final answer\n\n42", 1.0),
+        ("It is 42.\n#### Done", "42", 1.0),
+        ("#### Step 1\n7\n#### Final answer\n**42**", "42", 1.0),
+        ("####\n42", "42", 1.0),
         ("4", "on July 4, we met", None),
         ("4", "no number", None),
     ],
@@ -101,6 +146,7 @@ def test_a_regular_expression_compares_its_group() -> None:
 def test_thoughts_are_no_answer() -> None:
     assert answer_of("<think>7? </think> no</think>\n\n8 ") == "8"
     assert answer_of(" 8") == "8"
+    assert len(answer_of("Hello! " * 100_000)) == 699_999  # in time that grows with the length alone
 
 
 def test_intervals_hold_the_mean_nineteen_times_of_twenty() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,8 +15,11 @@ import pytest
 from tiny import tiny_args, write_conversations
 
 from sft.__main__ import main
-from sft.report import read_run, report_page
-from sft.report_figures import balance, memory, time_split
+from sft.plots import Curve, plot
+from sft.report import names_of, read_run, report_page
+from sft.report_figures import balance, memory, step_split, time_split
+from sft.report_timeline import time_line
+from sft.run_files import evaluations_of
 from sft.train import train_with
 
 
@@ -91,6 +95,16 @@ def test_what_a_run_tells_is_on_the_page(runs: Path) -> None:
     assert "<b>signal" not in text
 
 
+def test_tokens_are_those_of_the_last_record_and_not_added_up(runs: Path, tmp_path: Path) -> None:
+    records = json.loads((runs / "first" / "training_log.json").read_text())
+    last = records.pop()
+    assert last["type"] == "summary"  # a run that has not ended has none
+    (tmp_path / "training_log.json").write_text(json.dumps(records))
+    text = report_page([read_run(tmp_path, 0)])
+    assert f"{last['num_tokens']:,} tokens seen, {last['num_trained_tokens']:,} trained" in text
+    assert "0 tokens seen" in report_page([read_run(tmp_path / "none", 0)])
+
+
 def test_memory_stands_beside_what_was_to_be_expected(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(runs / "first"), "--samples", "0"]) == 0
     text = (runs / "first" / "report.html").read_text()
@@ -138,6 +152,95 @@ def test_the_time_of_a_run_is_told_whole() -> None:
     assert time_split([], attempts) is None
 
 
+def test_the_mean_step_and_the_whole_run_agree() -> None:
+    records = [
+        {"type": "train", "step": 1, "forward_s": 9.0, "backward_s": 1.0, "elapsed_s": 10.0},
+        {"type": "train", "step": 10, "forward_s": 1.0, "backward_s": 1.0, "elapsed_s": 28.0},
+    ]
+    step, whole = step_split(records), time_split(records, [])
+    assert step is not None
+    assert whole is not None
+    assert step["step"] == "2,800.0 ms"  # 28 seconds in ten steps
+    assert [part["text"] for part in step["parts"]] == ["forward 64%", "backward 36%"]
+    assert [part["text"] for part in whole["parts"]] == ["forward 18.0 s (64%)", "backward 10.0 s (36%)"]
+    assert step_split([{"type": "train", "step": 1}]) is None
+    assert step_split([]) is None
+
+
+def test_an_attempt_whose_end_nobody_saw_ends_where_the_next_begins() -> None:
+    attempts = [
+        {"attempt": 0, "step": 0, "began_at": 100.0},
+        {"attempt": 1, "step": 3, "began_at": 150.0, "ended_at": 200.0, "own_code": 0},
+    ]
+    found = time_line([], attempts)
+    assert found is not None
+    assert [(bar["x"], bar["width"]) for bar in found["bars"]] == [(0.0, 50.0), (50.0, 50.0)]
+    assert found["bars"][0]["text"] == "0: from step 0, at most 50.0 s, no end recorded"
+    assert found["bars"][1]["text"] == "1: from step 3, 50.0 s, done"
+    assert time_line([], []) is None
+
+
+def test_a_run_that_goes_on_is_shown_up_to_its_last_record(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "going"
+    shutil.copytree(runs / "first", run)
+    (run / "exit" / "1" / "end.json").unlink()
+    os.utime(run / "training_log.json", (0, 230.0))
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "1: from step 3, at least 1 min 0 s, going on, or ended without a word" in page
+    assert "2 min 10 s from" in page
+    os.utime(run / "training_log.json", (0, 165.0))  # it has logged nothing yet
+    assert main(["report", str(run)]) == 0
+    assert "1: from step 3, at least 0.0 s, going on" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("found", ['[{"type": "tr', '{"a": 1}'])
+def test_a_broken_log_is_no_report(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], found: str) -> None:
+    shutil.copytree(runs / "first", tmp_path / "run")
+    (tmp_path / "run" / "training_log.json").write_text(found)
+    assert main(["report", str(tmp_path / "run")]) == 3
+    assert "training_log.json is no whole list of records" in capsys.readouterr().err
+
+
+def test_what_is_no_evaluation_is_left_out_and_folders_are_made(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "first", tmp_path / "run")
+    before = len(evaluations_of(tmp_path / "run"))
+    for number, other in enumerate(
+        ("{}", '{"figures": 3}', '{"figures": {}}', '{"figures": {"exact": 1}, "data": "a", "num_rows": 1}', "[")
+    ):
+        (tmp_path / "run" / "evaluation" / f"{number}.json").write_text(other)
+    assert len(evaluations_of(tmp_path / "run")) == before
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "pages" / "a.html")]) == 0
+    assert "exact match" in (tmp_path / "pages" / "a.html").read_text()
+
+
+def test_steps_left_out_are_on_the_time_line(runs: Path, tmp_path: Path) -> None:
+    spikes = [
+        {"type": "spike", "step": step, "loss": 9.5, "highest_loss": 3.25, "rows": ["a", "b"], "elapsed_s": 1.0 * step}
+        for step in (2, 8)
+    ]
+    records = [*spikes, {"type": "train", "step": 10, "loss": 1.0, "elapsed_s": 10.0, "num_tokens": 1}]
+    records[-1] |= {"num_trained_tokens": 1, "learning_rate": 1.0, "tokens_per_s": 1.0}
+    attempts = [
+        {"attempt": 0, "step": 0, "began_at": 100.0, "ended_at": 140.0, "own_code": 1},
+        {"attempt": 1, "step": 4, "began_at": 150.0, "ended_at": 200.0, "own_code": 0},
+    ]
+    found = time_line(records, attempts)
+    assert found is not None
+    assert found["marks"] == [20.0, 83.33]  # the middle of the first, two thirds of the second
+    assert found["spikes"][1] == "step 8 left out: loss 9.5, above 3.25, 2 rows"
+    alone = time_line(records, [])
+    assert alone is not None
+    assert (alone["marks"], alone["span"]) == ([20.0, 80.0], "10.0 s")
+    many = time_line([spikes[0]] * 30, [])
+    assert many is not None
+    assert (len(many["marks"]), many["spikes"][-1]) == (30, "10 further steps left out, see training_log.json")
+    (tmp_path / "training_log.json").write_text(json.dumps(records))
+    page = report_page([read_run(tmp_path, 0)])
+    assert "step 2 left out: loss 9.5" in page
+    assert page.count('<i style="left:') == 2
+
+
 def test_rows_of_the_data_are_painted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(runs / "first"), "--samples", "1", "--output", str(runs / "one.html")]) == 0
     assert 'class="k t c"' in (runs / "one.html").read_text()
@@ -165,6 +268,33 @@ def test_curves_are_drawn_in_the_colour_of_the_text(runs: Path) -> None:
     assert "#000000" not in text
     assert text == report_page(runs_read)
     assert "<script" not in text
+
+
+def test_runs_whose_folders_have_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a/run", "b/run", "b/other", "b/run")]
+    assert names_of(folders) == ["a/run", "b/run", "b/other", "b/run (2)"]
+    assert names_of([tmp_path / "a"]) == ["a"]
+    assert names_of([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+
+
+def test_a_name_is_in_the_legend_whatever_it_begins_with() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'cleansft[report]'")
+    svg = plot([Curve(name, [1.0, 2.0], [1.0, 2.0]) for name in ("_first", "$second", "third")], "y")
+    assert svg is not None
+    assert all(f">{name}<" in svg for name in ("_first", "$second", "third"))
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_that_was_there(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "page.html").write_text("before")
+    monkeypatch.setattr("sft.storage.sync", full)
+    assert main(["report", str(runs / "first"), "--samples", "0", "--output", str(tmp_path / "page.html")]) == 13
+    assert (tmp_path / "page.html").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_a_run_that_has_just_begun_has_a_page_too(runs: Path, tmp_path: Path) -> None:

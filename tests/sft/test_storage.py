@@ -53,6 +53,13 @@ def test_a_folder_that_is_gone_is_told_as_that(tmp_path: Path) -> None:
         write_json(tmp_path / "run" / "checkpoints" / "a.json", {})
 
 
+def test_weights_may_be_read_by_those_who_may_read_other_files(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    write_tensors(entries("a"), tmp_path, "model", is_main=True)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "other"}
+
+
 def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     with new_folder(tmp_path / "step") as folder:
         (folder / "inner").mkdir()

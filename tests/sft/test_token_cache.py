@@ -218,6 +218,21 @@ def test_bad_rows_are_told_with_their_places_or_skipped_up_to_the_limit(tmp_path
         dataset(source, tmp_path / "cache", how, bad_rows=BadRows("skip", 1))
 
 
+def test_bad_rows_of_a_copy_bear_its_own_names(tmp_path: Path) -> None:
+    for folder in ("first", "copy"):
+        (tmp_path / folder).mkdir()
+        for name in ("a.jsonl", "b.jsonl"):
+            write_conversations(tmp_path / folder / name, 1)
+            with (tmp_path / folder / name).open("a", encoding="utf-8") as file:
+                file.write("{}\n")
+        bad_rows = BadRows("skip", 2)
+        dataset(tmp_path / folder, tmp_path / "cache", encoding(), bad_rows=bad_rows)
+        assert [row.source for row in bad_rows.examples] == [
+            f"{tmp_path}/{folder}/{name}:2" for name in ("a.jsonl", "b.jsonl")
+        ]
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.name != "hashes"]) == 1
+
+
 def test_bad_rows_and_names_with_half_characters_are_kept_too(tmp_path: Path) -> None:
     source, how = write_conversations(tmp_path / os.fsdecode(b"a \xff.jsonl"), 5), encoding()
     with source.open("a") as file:

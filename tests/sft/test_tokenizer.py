@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tiny import TOKENIZER
 from sft.config import ROOT, Args
 from sft.formats import Conversation
 from sft.masking import Masker
+from sft.run_masker import masker_of
 from sft.tokenizer import build_tokenizer, pad_token_id, stop_tokens
 from strict_settings import SettingsError
 
@@ -28,6 +30,8 @@ def test_a_bare_tokenizer_file_is_enough(tmp_path: Path) -> None:
     shutil.copy(Path(TOKENIZER) / "tokenizer.json", tmp_path)
     found = build_tokenizer(Args(tokenizer_name=str(tmp_path), chat_template_path="sft/templates/chatml.jinja"))
     assert found.is_fast
+    named = build_tokenizer(Args(tokenizer_name=str(tmp_path), chat_template_path="chatml"))
+    assert named.chat_template == found.chat_template
     assert "<|im_start|>" in found.chat_template
     assert pad_token_id(found) == 0
 
@@ -99,3 +103,10 @@ def test_the_models_own_stop_tokens_end_turns_also_where_the_next_message_writes
 
     assert trained(Masker(tokenizer)) == ["a", "b"]
     assert trained(Masker(tokenizer, stop_tokens=stop_tokens(args, tokenizer))) == ["a", "<|user|>", "b"]
+    assert trained(masker_of(args, tokenizer)) == ["a", "<|user|>", "b"]
+    assert trained(masker_of(args, tokenizer, has_model=False)) == ["a", "b"]
+
+
+def test_all_that_shows_what_is_trained_has_the_masker_of_the_training() -> None:
+    makers = {path.stem for path in (ROOT / "sft").glob("*.py") if re.search(r"\bMasker\(", path.read_text())}
+    assert makers == {"masking", "run_masker"}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import sqlite3
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ import pytest
 from tiny import TOKENIZER, tiny_args, write_conversations
 
 from sft.arguments import load_args
+from sft.errors import StoppedError
 from sft.history import History
-from sft.trackers import LIBRARIES, MlflowTracker, Trackers, TrackioTracker, WandbTracker
+from sft.trackers import LIBRARIES, MlflowTracker, Trackers, TrackioTracker, WandbTracker, trackers
 from sft.tracking import LibraryTracker, Step, Tracker
 from sft.train import train_with
 from sft.train_imports import import_libraries
-from strict_settings import SettingsError
+from strict_settings import Problem, SettingsError
 
 
 class FakeRun:
@@ -28,20 +32,18 @@ class FakeRun:
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.logged: list[tuple[int, dict[str, Any]]] = []
-        self.is_finished = False
+        self.exit_code: int | None = None
 
     def log(self, scalars: dict[str, Any], step: int) -> None:
         self.logged.append((step, scalars))
 
-    def finish(self) -> None:
-        self.is_finished = True
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
 
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
     """The runs that a stand-in for the library has begun."""
-    import types
-
     begun: list[FakeRun] = []
 
     def init(**options: Any) -> FakeRun:
@@ -82,7 +84,7 @@ def test_three_attempts_are_one_run_without_a_step_twice(tmp_path: Path, runs: l
     attempt(tmp_path, range(6, 11), first_step=5)
     assert len({run.options["id"] for run in runs}) == 1
     assert {run.options["mode"] for run in runs} == {"offline"}
-    assert [run.is_finished for run in runs] == [False, False, True]
+    assert [run.exit_code for run in runs] == [None, None, 0]
     logged = [(step, name) for run in runs for step, scalars in run.logged for name in scalars]
     assert len(logged) == len(set(logged))
     assert sorted(step for step, name in logged if name == "train/loss") == list(range(1, 11))
@@ -145,7 +147,7 @@ class Failing(LibraryTracker):
             raise RuntimeError("the server is gone")
         self.had += [step for step, _ in steps]
 
-    def _finish(self) -> None:
+    def _finish(self, exit_code: int) -> None:
         raise RuntimeError("the server is still gone")
 
 
@@ -163,6 +165,79 @@ def test_a_library_that_fails_ends_no_run_and_hinders_no_other(
     assert json.loads((tmp_path / "tracker.json").read_text()).keys() == {"failing", "wandb"}
 
 
+ENDS: list[tuple[BaseException | None, int]] = [
+    (None, 0),
+    (StoppedError("saved"), 10),
+    (KeyboardInterrupt(), 130),
+    (ValueError("crashed"), 1),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), ENDS)
+def test_how_an_attempt_ended_is_told(
+    tmp_path: Path, runs: list[FakeRun], error: BaseException | None, code: int
+) -> None:
+    history = History(tmp_path, 4, is_main=True, tensorboard=False, tracker=lambda: WandbTracker(tmp_path, "r", {}))
+    with contextlib.suppress(Exception, KeyboardInterrupt), history:
+        history.start(0)
+        if error is not None:
+            raise error
+    assert [run.exit_code for run in runs] == [code]
+
+
+def test_mlflow_is_told_so_in_its_own_words(tmp_path: Path) -> None:
+    tracker, told = MlflowTracker.__new__(MlflowTracker), list[Any]()
+    tracker._run_id = "id"
+    tracker._client = types.SimpleNamespace(set_terminated=lambda *words: told.append(words))
+    for _, code in ENDS:
+        tracker.close(code)
+    assert told == [("id", status) for status in ("FINISHED", "KILLED", "KILLED", "FAILED")]
+
+
+def test_where_one_does_not_start_those_before_it_are_closed(
+    tmp_path: Path, runs: list[FakeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Tracker:
+        raise SettingsError(Problem("report_to", "mlflow", "start MLflow"))
+
+    monkeypatch.setitem(LIBRARIES, "mlflow", fails)
+    with pytest.raises(SettingsError, match="start MLflow"):
+        trackers(["wandb", "mlflow"], tmp_path, "run", {})
+    assert [run.exit_code for run in runs] == [2]
+
+
+@pytest.mark.parametrize(
+    ("listens", "proxy", "bypassed", "mode"),
+    [
+        (True, None, "", None),
+        (False, None, "", "offline"),
+        (False, "http://proxy:1", "", None),
+        (False, "http://proxy:1", "127.0.0.1", "offline"),
+    ],
+)
+def test_the_server_that_is_asked_for_is_tried_and_none_behind_a_proxy(
+    tmp_path: Path, runs: list[FakeRun], monkeypatch: pytest.MonkeyPatch, listens: bool, proxy: str | None,
+    bypassed: str, mode: str | None,
+) -> None:  # fmt: skip
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    if proxy is not None:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.setenv("no_proxy", bypassed)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))  # a port that nobody else has; without listen() it refuses
+        if listens:
+            server.listen()
+        library: Any = sys.modules["wandb"]
+        library.api.api_key = "key"
+        library.setup = lambda: types.SimpleNamespace(
+            settings=types.SimpleNamespace(base_url=f"http://127.0.0.1:{server.getsockname()[1]}")
+        )
+        WandbTracker(tmp_path, "run", {})
+    assert runs[0].options["mode"] == mode
+
+
 def three_attempts(folder: Path, library: Callable[[Path, str, dict[str, Any]], Tracker]) -> None:
     """Each goes on from a step before the last one that had been logged."""
     attempt(folder, range(1, 5), first_step=0, library=library)
@@ -174,6 +249,7 @@ def three_attempts(folder: Path, library: Callable[[Path, str, dict[str, Any]], 
 def test_mlflow_has_one_run_of_three_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'cleansft[mlflow]'")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")  # nobody listens there
     three_attempts(tmp_path, MlflowTracker)
     from mlflow import MlflowClient

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from launch.command import launcher_argv
+from launch.command import NodeFacts, launcher_argv, node_environment
 from launch.rendezvous import Rendezvous
 from launch.spec import JobSpec, Resources
 
@@ -90,6 +90,23 @@ def test_their_commands_are_the_launcher_s(name: str, launcher: str, tmp_path: P
     }[name]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("cpus", "ranks"), [(None, 1), (1, 1), (8, 1), (8, 8), (7, 2), (3, 4), (64, 8)])
+def test_threads_of_a_rank_are_those_of_the_launcher(name: str, cpus: int | None, ranks: int) -> None:
+    text = (ROOT / "slurm" / name).read_text()
+    start = text.index("export PROCS_PER_NODE=")
+    lines = text[start : text.index("export PYTHON=")]
+    given = {"PROCS_PER_NODE": str(ranks)} | ({} if cpus is None else {"SLURM_CPUS_PER_TASK": str(cpus)})
+    done = subprocess.run(
+        ["bash", "-euc", f'{lines}\necho "$OMP_NUM_THREADS"'],
+        env={"PATH": "/usr/bin:/bin", **given}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    spec = JobSpec("x", "/x", "slurm", "torchrun", Resources(1, ranks, cpus_per_task=cpus), "", (), "/", "python")
+    rendezvous = Rendezvous("7.0", "10.0.0.1", "12345", 0, ())
+    launcher_s = node_environment(spec, rendezvous, "0", NodeFacts((), None, None))
+    assert done.stdout.strip() == launcher_s["OMP_NUM_THREADS"]
+
+
 # --- the chain
 
 STAND_INS = {
@@ -152,6 +169,14 @@ def test_a_good_end_ends_the_chain(folder: Path) -> None:
     assert requeues(folder) == 0
     words = "-u sft/train.py --config run.yaml --max_steps 3 --output_dir out"
     assert (folder / "ranks.calls").read_text().splitlines() == [f"0 {words}", f"1 {words}"]
+
+
+def test_codes_that_an_earlier_job_has_left_do_not_count(folder: Path) -> None:
+    """It had more ranks, in the same directory."""
+    (folder / "out" / "codes").mkdir(parents=True)
+    for name in ("0.0", "0.3"):
+        (folder / "out" / "codes" / name).write_text("2\n")
+    assert end(attempt(folder, 0, ["", ""])) == (0, "attempt 0 is done")
 
 
 @pytest.mark.parametrize(

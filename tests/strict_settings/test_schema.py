@@ -86,6 +86,11 @@ def test_whole_numbers_are_taken_where_a_number_is_wanted() -> None:
 def test_numbers_and_flags_are_no_text() -> None:
     message = refusal({"required": 12})
     assert message == 'run.yaml:1: required is 12; it must be text. Write it in quotes: required: "12".'
+    assert 'required: "false"' in refusal({"required": False})
+    assert refusal({"required": ["a"]}).endswith("it must be text. Write one value.")
+    assert refusal({"required": "x", "inner": {"names": [False]}}).endswith(
+        'it must be text. Write it in quotes: "false".'
+    )
     assert "required is true" in refusal({"required": True})
 
 

@@ -22,6 +22,14 @@ ask_to_stop() {
 trap 'ask_to_stop signal' USR1
 trap 'ask_to_stop terminated' TERM
 
+# Where the job ends before an attempt has begun, as where a line below fails, nobody else knows its code.
+CLEANSFT_ATTEMPT=
+note_end() {
+  code=$?; [ -z "$CLEANSFT_ATTEMPT" ] || return 0
+  echo '{"code": '$code', "claim": '${CLEANSFT_CLAIM:-0}'}' > /shared/runs/demo/exit/not_begun.json || true
+}
+trap note_end EXIT
+
 set -e -o pipefail
 umask 077
 export PYTHONPATH=/ROOT${PYTHONPATH:+:$PYTHONPATH}
@@ -34,7 +42,6 @@ module load cuda/12.6 nccl
 ulimit -l unlimited
 
 # A new attempt of this run: 0, 1, 2, … also after a requeue.
-CLEANSFT_ATTEMPT=
 CLEANSFT_ATTEMPT=$(/venv/bin/python -m launch.batch begin /shared/runs/demo)
 export CLEANSFT_ATTEMPT
 [ -z "$told" ] || ask_to_stop signal
