@@ -43,7 +43,7 @@ def read_collection(text: str, option: str) -> Any:
     """
     try:
         node = _parsed(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise SettingsError(Problem(f"--{option}", text, "be JSON or YAML, as in {key: value} or [a, b]")) from error
     assert node is not None
     return _Reader(f"--{option}").value(node, ())
@@ -77,11 +77,11 @@ def _read_text(path: Path) -> str:
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
         node = _parsed(text)
-    except RecursionError as error:
-        raise SettingsError(Problem("the nesting", Described("too deep"), "be flatter", where=name)) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
+        if isinstance(error, _TooDeep):
+            raise _too_deep(where) from error
         what = getattr(error, "problem", None) or str(error)
         raise SettingsError(
             Problem("the file", what, "be valid YAML", "Look at this line and the one above.", where)
@@ -89,12 +89,28 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     return node
 
 
+class _TooDeep(yaml.MarkedYAMLError):
+    """Brackets within brackets: each level would take its part of the interpreter's stack."""
+
+
+def _too_deep(where: str) -> SettingsError:
+    return SettingsError(Problem("the nesting", Described(f"over {MAX_DEPTH} levels"), "be flatter", where=where))
+
+
 class _Loader(yaml.SafeLoader):
     """Composes nodes; of a tag that somebody wrote the node keeps the spelling, which no plain value has."""
 
+    _depth = -1
+    """Of the node being composed; 0 is the file's own mapping."""
+
     def compose_node(self, parent: Any, index: Any) -> Any:
-        tag = getattr(self.peek_event(), "tag", None)  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag = getattr(event, "tag", None)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _TooDeep(problem="too deep", problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
+        self._depth -= 1
         if tag is not None and node is not None:
             node.tag = tag.replace("tag:yaml.org,2002:", "!!")
         return node
@@ -121,8 +137,7 @@ class _Reader:
                 Problem("the number of values", Described(f"over {MAX_VALUES}"), "be smaller", where=where)
             )
         if len(path) > MAX_DEPTH:
-            what = Described(f"over {MAX_DEPTH} levels")
-            raise SettingsError(Problem("the nesting", what, "be flatter", where=where))
+            raise _too_deep(where)
         if node.tag not in _STANDARD_TAGS | _YAML_1_1_TAGS:
             raise SettingsError(Problem("the tag", node.tag, "not be given", "Write plain YAML values.", where))
         if isinstance(node, yaml.MappingNode):

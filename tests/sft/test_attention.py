@@ -174,7 +174,7 @@ def test_a_row_of_fixed_capacity_padded_rows_and_packed_rows_are_the_same(
 def test_failure_mode_27_models_with_a_state_get_padded_rows_and_refuse_packing(
     model_type: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = engine_of(model_of(model_type))
+    engine = engine_of(model_of(model_type).double())  # the scans themselves stay float32
     before = engine.model.config._attn_implementation
     assert prepare_model(engine, Args(), WORLD) == "padded"
     assert capsys.readouterr().out.count("attention per document: not with") == 1
@@ -183,7 +183,7 @@ def test_failure_mode_27_models_with_a_state_get_padded_rows_and_refuse_packing(
     expected_loss, expected = by_hand(engine.model, batch)
     padded = collate(batch, 0)
     assert float(engine.accumulate(padded, padded.total_weight, is_last=True)) == pytest.approx(expected_loss, rel=1e-5)
-    assert_same(_taken_gradients(engine.model), expected, 2e-5)
+    assert_same(_taken_gradients(engine.model), expected, 1e-6)
     with pytest.raises(SettingsError, match="packing is true; it must be false for this model"):
         prepare_model(engine, Args(packing=True), WORLD)
 
