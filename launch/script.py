@@ -70,7 +70,8 @@ def _slurm_script(spec: JobSpec) -> str:
         *WAIT_FOR_SRUN,
         "kill $watcher 2> /dev/null || true",
         "",
-        "# What follows: the end, the same job again, or its successor.",
+        "# What follows: the end, the same job again, or its successor. Nobody is left to be asked.",
+        "trap '' USR1 TERM",
         f"{batch} end {folder} $code $told",
     ]
     return "\n".join(lines) + "\n"

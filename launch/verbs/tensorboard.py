@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import runs
+from launch import processes, runs
 from launch.errors import OK, LaunchError
 from launch.verbs.common import print_json, registry
 
@@ -55,14 +55,18 @@ def _free_port() -> int:
 
 def _serve(command: list[str]) -> int:
     """Until the server ends, or somebody ends this process; the server then ends too."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.default_int_handler)
     # In a session of its own: Ctrl-C is for this process, which then ends it without TensorBoard's traceback.
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, lambda *_: server.terminate())
-        code = server.wait()
-    except KeyboardInterrupt:
-        server.terminate()
-        server.wait()
-        return OK
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=processes.before_exec(signal.SIGTERM),  # noqa: PLW1509 - one thread only
+    ) as server:
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            return OK
     return OK if code in (OK, -signal.SIGTERM) else max(code, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -294,6 +295,22 @@ def test_tensorboard_serves_the_runs_here_alone(run: Run, tmp_path: Path) -> Non
         finally:
             server.terminate()
     assert server.wait(timeout=20) == 0
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_tensorboard_is_left_of_one_that_is_ended_as_it_starts(
+    run: Run, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.path / "tensorboard").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = [sys.executable, "-m", "launch", "tensorboard", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        time.sleep(0.003)  # somewhere around the start of the server
+        server.send_signal(number)
+        server.stdout.read()  # whoever holds the pipe lives
 
 
 # --- completion

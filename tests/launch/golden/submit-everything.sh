@@ -64,5 +64,6 @@ while true; do
 done
 kill $watcher 2> /dev/null || true
 
-# What follows: the end, the same job again, or its successor.
+# What follows: the end, the same job again, or its successor. Nobody is left to be asked.
+trap '' USR1 TERM
 /venv/bin/python -m launch.batch end '/shared/my runs/it'"'"'s' $code $told
