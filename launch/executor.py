@@ -16,7 +16,7 @@ def view(run: Run) -> View:
     """What the executor says of the run's job."""
     submission = run.submission
     if not submission:
-        return View("unknown", "it was not submitted to the end: submission.json is missing")
+        return View("unknown", "it was not submitted to the end: submission.json is missing, or damaged")
     if submission["executor"] == "slurm":
         return jobs.view(run.job_id)
     if submission["host"] != socket.gethostname():

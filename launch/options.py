@@ -67,6 +67,13 @@ def without_options(words: Sequence[str], names: Collection[str]) -> tuple[str, 
 # --- the options of each command
 
 
+def _count(word: str) -> int:
+    """A whole number from 0 up."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"it is {word!r}; it must be a whole number, at least 0.")
+    return int(word)
+
+
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     for option, metavar, text in OPTIONS:
         parser.add_argument(f"--{option}", metavar=metavar, help=text)
@@ -93,10 +100,19 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow rank 0 and exit with the job's code")
 
 
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+
+
+def _add_run_here(parser: argparse.ArgumentParser) -> None:
+    _add_job(parser)
+    _add_dry_run(parser)
+
+
 def _add_submit(parser: argparse.ArgumentParser) -> None:
     _add_job(parser)
     parser.add_argument("--attach", action="store_true", help="where the same was submitted before, go to that run")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    _add_dry_run(parser)
     parser.add_argument("--after", metavar="RUN", help="begin when this run is complete; never, if it fails")
     _add_wait(parser)
 
@@ -135,7 +151,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", metavar="STATES", help="only these, with commas: RUNNING,PENDING,FAILED, …")
     parser.add_argument("--sweep", metavar="NAME", help="the runs of a sweep with their values, the best one first")
     parser.add_argument("--html", metavar="PATH", help="with --sweep: also a page with plots")
-    parser.add_argument("-n", "--last", type=int, default=20, metavar="N", help="the newest N (default 20; 0: all)")
+    parser.add_argument("-n", "--last", type=_count, default=20, metavar="N", help="the newest N (default 20; 0: all)")
 
 
 def _add_logs(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +176,7 @@ def _add_resubmit(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{option}", metavar=metavar, help=text)
     parser.add_argument("--name", metavar="NAME", help="name of the new run (default: the old one's and a number)")
     _add_skip_audit(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    _add_dry_run(parser)
     _add_wait(parser)
 
 
@@ -203,7 +219,7 @@ def _add_profiles(parser: argparse.ArgumentParser) -> None:
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("axes", nargs="*", metavar="[FILE] KEY=V,V…", help="settings file, and values of each setting")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="so many at a time (default 1)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    _add_dry_run(parser)
     _add_job(parser)
 
 
@@ -215,7 +231,7 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="NAME", help="file of launch settings, or its name in slurm/profiles/")
     _add_skip_audit(parser)
     parser.add_argument("--snapshot", action="store_true", help="each runs from a copy of the code as it is now")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    _add_dry_run(parser)
     parser.add_argument("--wait", action="store_true", help="until all have ended; exits with the first bad code")
 
 
@@ -233,7 +249,7 @@ _SCRIPT = "arguments for the training script"
 VERBS: Mapping[str, Verb] = {
     "submit": Verb("start a job", ["--nodes 2 --config run.yaml"], _add_submit, _SCRIPT),
     "run": Verb(
-        "run here, in the foreground; Ctrl-C saves and stops", ["--config run.yaml --nodes 2"], _add_job, _SCRIPT
+        "run here, in the foreground; Ctrl-C saves and stops", ["--config run.yaml --nodes 2"], _add_run_here, _SCRIPT
     ),
     "print": Verb("show what would be submitted", ["--nodes 2 --config run.yaml"], _add_job, _SCRIPT),
     "list": Verb("all runs and how they stand", ["", "--state RUNNING,PENDING"], _add_list),

@@ -99,6 +99,7 @@ def status_text(run: Run, status: Status) -> str:
         lines += _pending_lines(status)
     if not status.has_ended:
         lines.append(f"ranks    {status.outcome.num_ranks_started} started")
+    lines += _preflight_lines(run)
     lines += progress_lines(read_progress(run), is_running=status.state == RUNNING)
     lines += _attempt_lines(run)
     cause = status.outcome.root_cause
@@ -187,6 +188,15 @@ def _cause_lines(cause: Failure, log: Path, num_failures: int) -> list[str]:
         lines.append(f"others   {num_failures - 1} more ended after it")
     lines.append(f"log      {log}")
     return lines + [f"  | {line}" for line in cause.tail]
+
+
+def _preflight_lines(run: Run) -> list[str]:
+    """What `--preflight` has found on the nodes of the current attempt; nothing where it was not asked to look."""
+    record = read_json(run.path / "exit" / str(run.current_attempt) / "preflight.json")
+    if record is None:
+        return []
+    found = [f"{' and '.join(finding['nodes'])} {finding['what']}".lstrip() for finding in record["findings"]]
+    return [f"nodes    examined first: {'; '.join(found) or 'nothing is wrong with them'}"]
 
 
 def _slow_ranks(run: Run) -> list[dict[str, Any]]:

@@ -38,6 +38,15 @@ def of_slurm(spec: JobSpec, script: str, environ: Mapping[str, str]) -> list[Che
     return [*of_partitions(spec, found, qualities), start(starts_at, problem, time.time())]
 
 
+def other_problems(spec: JobSpec, known: Sequence[Problem]) -> list[Problem]:
+    """What else the first of its partitions, or a quality of service, refuses: a request that is wrong twice is told so
+    once. Two or three of Slurm's commands."""
+    first = next(iter(limits.read_limits(spec.resources.partition)), Limits(spec.resources.partition or "the default"))
+    found = limits.limit_problems(spec, first, limits.read_qos())
+    told = {problem.field for problem in known}
+    return [problem for problem in found if problem.field not in told]
+
+
 def of_partitions(spec: JobSpec, found: Sequence[Limits], qualities: Mapping[str, Qos]) -> list[Check]:
     """The request against what its partitions allow: one that allows it is enough, and of the others the first row
     tells why not. Pure."""

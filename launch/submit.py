@@ -44,6 +44,8 @@ def check_script(spec: JobSpec, environ: Mapping[str, str]) -> None:
         LaunchError: it does not end, or cannot be started.
     """
     if not spec.checks_itself:
+        if not spec.is_elsewhere and os.path.isabs(spec.host_python) and not os.access(spec.host_python, os.X_OK):
+            raise LaunchError(f"python is {spec.host_python!r}; it must be a program that starts here.")
         return
     command = [spec.host_python, spec.script, *spec.script_args, *spec.resume_args, "--check"]
     try:

@@ -14,7 +14,7 @@ from launch.logs import follow_raw
 from launch.runs import Run
 from launch.verbs.common import Watch, tell_end
 from launch.verbs.submission import submitted
-from launch.verbs.submit import prepared
+from launch.verbs.submit import prepared, show
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,6 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise LaunchError(f"executor is {arguments.executor!r}; `run` must run here. Use `submit` for a cluster.")
     arguments.executor = "local"
     spec, plan = prepared(arguments)
+    if arguments.dry_run:
+        return show("run", spec, plan, is_json=arguments.json, is_copied=arguments.snapshot)
     stopper = _Stopper()
     found = submitted(spec, plan, arguments)
     stopper.watch(found)

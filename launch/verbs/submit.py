@@ -66,7 +66,12 @@ def draft_of(arguments: argparse.Namespace, *, is_new: bool = True) -> tuple[set
 def request_problems(spec: JobSpec) -> list[Problem]:
     """What the job asks for and the cluster, or this machine, can't give."""
     if spec.executor == "slurm":
-        return [*cluster.request_problems(spec, cluster.read_partitions()), *cluster.exclude_problems(spec)]
+        found = [*cluster.request_problems(spec, cluster.read_partitions()), *cluster.exclude_problems(spec)]
+        if not found:
+            return []
+        from launch import request_checks
+
+        return [*found, *request_checks.other_problems(spec, found)]
     return list(devices.request_problems(spec, devices.num_gpus(os.environ)))
 
 

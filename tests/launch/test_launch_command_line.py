@@ -118,9 +118,10 @@ def test_arrows() -> None:
 
 
 def test_dry_run_leaves_nothing(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["submit", "--executor", "local", "--nodes", "2", "--script", "probe.py", "--dry-run", "--", "--x", "a b"]
-    assert main(words) == 0
-    assert capsys.readouterr().out.endswith("probe.py --x 'a b'\n")
+    words = ["--executor", "local", "--nodes", "2", "--script", "probe.py", "--dry-run", "--", "--x", "a b"]
+    for verb in ("submit", "run"):
+        assert main([verb, *words]) == 0
+        assert capsys.readouterr().out.endswith("probe.py --x 'a b'\n")
     assert os.listdir(probe.parent) == ["probe.py"]
 
 
@@ -275,8 +276,10 @@ def test_a_check_that_does_not_end_is_a_refusal(
 
 
 def test_a_python_that_does_not_start_is_a_refusal(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "--executor", "local", "--python", "/none/python"]) == 2
-    assert "python is '/none/python'; it must be a program that starts" in capsys.readouterr().err
+    for words in ([], ["--script", "probe.py"]):
+        assert main(["submit", "--executor", "local", "--python", "/none/python", *words]) == 2
+        assert "python is '/none/python'; it must be a program that starts" in capsys.readouterr().err
+    assert not (probe.parent / "runs").exists()
 
 
 def test_job_json_is_plain_and_private(probe: Path) -> None:

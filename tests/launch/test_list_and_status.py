@@ -115,6 +115,9 @@ def test_what_is_listed(folder: Path, make_spec: MakeSpec, capsys: pytest.Captur
     assert lines[0].split() == ["RUN", "STATE", "JOB", "NODES", "ATTEMPT", "SUBMITTED", "DETAILS"]
     assert lines[1].split()[:5] == ["r29", "COMPLETED", "7", "2", "0"]
     assert lines[2] == "the newest 1 of 30; --last 0 shows all"
+    with pytest.raises(SystemExit, match="2"):
+        main(["list", "-n", "-1"])
+    assert "it is '-1'; it must be a whole number, at least 0" in capsys.readouterr().err
     assert main(["list", "--state", "DONE"]) == 2
     assert "--state is 'DONE'; it must be one of PENDING" in capsys.readouterr().err
 

@@ -14,6 +14,8 @@ from launch import attempts, doctor, jobs, limits, preflight, script
 from launch.errors import LaunchError
 from launch.examination import Answers
 from launch.records import write_json
+from launch.report import status_text
+from launch.runs import Run, View, status_of
 from launch.spec import JobSpec
 
 MakeSpec = Callable[..., JobSpec]
@@ -52,6 +54,8 @@ def test_nodes_that_are_well_are_used(make_spec: MakeSpec, tmp_path: Path, monke
     assert cluster.told == []
     assert attempts.read_end(run_dir, 0) is None
     assert json.loads((run_dir / "exit/0/preflight.json").read_text())["wrong_nodes"] == []
+    told = status_text(Run(run_dir), status_of(Run(run_dir), lambda: View("running")))
+    assert "nodes    examined first: nothing is wrong with them" in told.splitlines()
 
 
 @pytest.mark.parametrize("chain", ["requeue", "none", "singleton"])

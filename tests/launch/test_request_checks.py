@@ -17,6 +17,7 @@ from launch import before, checks, disks, input_checks, jobs, limits, request_ch
 from launch.checks import Check
 from launch.site import Container
 from launch.spec import DEFAULT_SCRIPT, JobSpec
+from strict_settings import Problem
 
 PARTITIONS = """\
 PartitionName=debug AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=YES QoS=N/A \
@@ -104,6 +105,20 @@ def test_what_a_partition_does_not_allow(make_spec: Callable[..., JobSpec], reso
     assert len(problems) == len(said), problems
     for problem, expected in zip(problems, said, strict=True):
         assert problem.startswith(expected)
+
+
+def test_a_request_that_is_wrong_in_several_ways_is_told_so_at_once(
+    make_spec: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "read_limits", lambda _partition: [limits_of("big")])
+    monkeypatch.setattr(limits, "read_qos", lambda: limits.parse_qos(QOS))
+    spec = make_spec(partition="big", nodes=99, mem_gb=501)
+    spec = replace(spec, resources=replace(spec.resources, qos="lang"))
+    known = [Problem("nodes", 99, "be at most 8, the nodes of partition 'big'")]
+    told = [problem.field for problem in request_checks.other_problems(spec, known)]
+    assert told == ["mem_gb", "qos", "qos"]  # not one that the partition allows; not one of the cluster
+    monkeypatch.setattr(limits, "read_limits", lambda _partition: [])  # of a partition that does not exist
+    assert [problem.field for problem in request_checks.other_problems(spec, known)] == ["qos"]
 
 
 @pytest.mark.parametrize(
