@@ -44,7 +44,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _title(path: Path) -> str:
     """The first comment of the file."""
     line = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-    return line.lstrip("# ").rstrip() if line.startswith("#") else ""
+    return line.lstrip("# ").rstrip().removeprefix(f"{path.stem}: ") if line.startswith("#") else ""
 
 
 def _show(arguments: argparse.Namespace) -> int:
