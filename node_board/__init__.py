@@ -14,7 +14,6 @@ import mmap
 import os
 import signal
 import stat
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,6 +84,8 @@ class NodeBoard:
     def create(cls, num_ranks: int) -> NodeBoard:
         """A new board, readable by its owner alone, in memory where there is a disk of memory. `close` removes it; this
         removes those of makers that were killed."""
+        import tempfile  # not by each rank, which attaches: it takes a tenth of the time in which settings are checked
+
         folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
         remove_abandoned(Path(folder))
         descriptor, name = tempfile.mkstemp(prefix=_PREFIX, dir=folder)

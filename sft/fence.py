@@ -19,8 +19,6 @@ import dataclasses
 import json
 import os
 import re
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -61,7 +59,7 @@ class Holder:
         """The calling process, in the job that the environment names."""
         job_id = environ.get("SLURM_JOB_ID") or environ.get("CLEANSFT_JOB_ID")
         return cls(
-            host=socket.gethostname(),
+            host=os.uname().nodename,
             boot_id=_read("/proc/sys/kernel/random/boot_id"),
             pid_namespace=_pid_namespace(),
             pid=os.getpid(),
@@ -69,7 +67,7 @@ class Holder:
             job_id=job_id,
             restart=int(environ.get("SLURM_RESTART_COUNT") or 0),
             since=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            nonce=secrets.token_hex(8),
+            nonce=os.urandom(8).hex(),
         )
 
     def __str__(self) -> str:
@@ -240,7 +238,7 @@ def _last_claim(folder: Path) -> _Claim | None:
 
 def _now(folder: Path) -> float:
     """The time by the file system's clock, which is the one of the files' times."""
-    probe = folder / f".now-{secrets.token_hex(8)}"
+    probe = folder / f".now-{os.urandom(8).hex()}"
     try:
         write_file(probe, [])
         return probe.stat().st_mtime
@@ -262,7 +260,7 @@ def _link(folder: Path, token: int, holder: Holder) -> bool:
 
 
 def _write(folder: Path, holder: Holder) -> Path:
-    temporary = folder / f".{holder.nonce}-{secrets.token_hex(4)}"
+    temporary = folder / f".{holder.nonce}-{os.urandom(4).hex()}"
     write_file(temporary, [json.dumps(dataclasses.asdict(holder)).encode()])
     return temporary
 

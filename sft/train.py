@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -96,6 +95,8 @@ def _run(args: Args, sources: Sequence[Source]) -> int:
         heartbeat.tell_reason(error.reason if isinstance(error, SftError) else "")
         return _told(error)
     except Exception as error:
+        import traceback
+
         from sft.world import is_lost_peer
 
         if not is_lost_peer(error):

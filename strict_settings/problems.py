@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -54,6 +53,8 @@ def written(value: object) -> str:
 def with_suggestion(name: str, known: Iterable[str]) -> str:
     """`Did you mean 'learning_rate'?` where something known is close, else all that is known; both where one begins as
     the other does, as `r` and `rank`."""
+    import difflib
+
     known = sorted(known)
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
         return f"Did you mean {close[0]!r}?"
