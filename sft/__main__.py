@@ -14,6 +14,7 @@ if __name__ == "__main__" and not __package__:
 
 from sft.env_file import take_secrets
 from sft.errors import SftError
+from sft.process_end import leave
 from strict_settings import Problem, SettingsError
 
 USAGE = """usage: python -m sft COMMAND …
@@ -150,4 +151,4 @@ def _settings(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

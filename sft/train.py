@@ -25,6 +25,7 @@ from sft.env_file import take_secrets
 from sft.errors import LostPeerError, SftError
 from sft.fence import Holder, ended_jobs, refuse_if_held
 from sft.heartbeat import Heartbeat
+from sft.process_end import leave
 from strict_settings import SettingsError, Source
 
 if TYPE_CHECKING:
@@ -324,4 +325,4 @@ def _say(world: World, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], owns_process=True))
+    leave(main(sys.argv[1:], owns_process=True))

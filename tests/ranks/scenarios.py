@@ -27,6 +27,7 @@ from sft.masking import Masker
 from sft.model_check import prepare_model
 from sft.packing import row_costs
 from sft.plan import Plan
+from sft.process_end import leave
 from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches
 from sft.sources import read_conversations
@@ -421,3 +422,4 @@ if __name__ == "__main__":
     with world_from_env(120, always_group=True) as this_world:
         SCENARIOS[scenario](target, this_world)
     print(json.dumps({"scenario": scenario, "done": True}))
+    leave(0)
