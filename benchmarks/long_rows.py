@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from benchmarks import rounds
 from sft.attention import use_document_attention
 from sft.batching import collate_flat
 from sft.documents import Document
@@ -148,6 +149,7 @@ def _resident_mib(name: str) -> float:
 
 def main() -> None:
     """Prints the table."""
+    rounds.parse_no_options(__doc__)
     lengths = [2048, 4096]
     print(f"| ranks | saving | {' | '.join(f'{n} tokens, MiB' for n in lengths)} | longest row in {BUDGET_MIB} MiB |")
     print("|---|---|---|---|---|")

@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import rounds
 from sft.config import ROOT, Args
 from sft.train import train_in_world
 from sft.world import world_from_env
@@ -57,6 +58,7 @@ def conversations(path: Path, num_rows: int = 800) -> Path:
 
 def main() -> int:
     """Prints a line for each run; returns 1 if one misses the bar."""
+    rounds.parse_no_options(__doc__)
     with tempfile.TemporaryDirectory() as folder, world_from_env(600, always_group=True) as world:
         args = Args(
             model_config=MODEL,

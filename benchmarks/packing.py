@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import rounds
 from sft.packing import TrainingRows, pack, row_costs
 from sft.sharding import balanced
 
@@ -94,6 +95,7 @@ def opening(num_documents: int) -> float:
 
 def main() -> None:
     """Prints the table."""
+    rounds.parse_no_options(__doc__)
     heads = "".join(f"  imbalance, {number:2} rows a rank" for number in ROWS_PER_RANK)
     print(f"{'distribution':12} {'capacity':>8} {'rows':>7} {'fill':>9} {'at best':>9} {'us/document':>12}{heads}")
     for capacity in (4096, 8192, 16_384):

@@ -82,6 +82,11 @@ class Conditions:
         )  # fmt: skip
 
 
+def parse_no_options(claim: str | None) -> None:
+    """The command line of a benchmark without options: `--help` prints its claim."""
+    argparse.ArgumentParser(description=claim, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+
+
 def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int) -> None:
     """The options that every benchmark of training takes."""
     parser.add_argument("--threads", type=int, default=threads, help=f"of each process [{threads}]")

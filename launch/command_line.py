@@ -64,9 +64,8 @@ def _about_unknown(word: str, parser: argparse.ArgumentParser) -> str:
     if not word.startswith("-"):
         return f"the word is {word!r}; it must belong to an option."
     name, known = word.partition("=")[0], parser._option_string_actions
-    remedy = _suggestion(name, known) or (
-        " Those of the training script stand after `--`." if "--config" in known else ""
-    )
+    of_script = " Those of the training script stand after `--`." if "--config" in known else ""
+    remedy = _suggestion(name, known) + of_script
     return f"the option {name} is unknown; it must be a known option.{remedy}"
 
 

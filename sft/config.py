@@ -36,6 +36,7 @@ ALIASES = {
     "max_grad": "max_grad_norm",
     "path_chat_template": "chat_template_path",
     "profile": "profile_steps",
+    "use_liger_kernel": "liger",
 }
 """Other spelling → setting."""
 

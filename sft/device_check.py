@@ -28,6 +28,12 @@ def refuse_what_is_not_here(args: Args, device: torch.device) -> None:
     with _gathered(problems):
         if args.activation_offload:
             require_gpu(device)
+    attention = args.attn_implementation
+    if attention.startswith("paged"):
+        problems.append(Problem("attn_implementation", attention, "be for training; this one is for generation"))
+    if attention == "flex_attention" and device.type == "cpu":
+        rule = "be another one on a CPU, for which it is compiled for minutes"
+        problems.append(Problem("attn_implementation", attention, rule, "Take auto, sdpa or eager."))
     with _gathered(problems):
         require_trackers(args.trackers)
     for name, value in (("load_in_4bit", True), ("load_in_8bit", True), ("optim", "adamw_8bit")):

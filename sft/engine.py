@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -144,9 +145,12 @@ class TorchEngine:
         self._forward: nn.Module = self.loss_module
         if world.is_distributed and not fsdp and self._masters is None:
             device_ids = [world.device.index] if world.device.type == "cuda" else None
-            self._forward = DistributedDataParallel(
-                self.loss_module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():
+                # torch 2.13 has another word for it, which older ones do not know.
+                warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+                self._forward = DistributedDataParallel(
+                    self.loss_module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         self._parameters = dict(model.named_parameters())
         if self._masters is not None:
             self._parameters |= self._masters.masters

@@ -149,14 +149,15 @@ def estimate(args: Args, tokenizer: Any, machine: Machine, rows: Rows) -> Estima
         return Choice(way.sharing, way.changes(args, wanted), is_yours, is_lora, is_checkpointed, found, fits)
 
     every = list(ways(args, machine.world_size))
-    choices = [
-        choice(way, is_lora, is_checkpointed)
-        for is_lora in ([True] if args.lora.enabled else [False, True])
-        for way in every
-        for is_checkpointed in (False, True)
-        if way.refusal is None and (is_lora == args.lora.enabled or way.sharing.name == REPLICATED)
-    ]
     left_out = {way.sharing.name: way.refusal for way in every if way.refusal is not None}
+    possible = [way for way in every if way.refusal is None]
+    choices = [choice(way, args.lora.enabled, each) for way in possible for each in (False, True)]
+    if not args.lora.enabled:
+        replicated = [way for way in possible if way.sharing.name == REPLICATED]
+        try:
+            choices += [choice(way, True, each) for way in replicated for each in (False, True)]
+        except SettingsError as error:  # adapters that nobody asked for, on a model that takes none
+            left_out["LoRA"] = error.problems[0].remedy
     yours = next(one for key, one in traced.items() if key[0] == args.lora.enabled)
     time = _step_time(yours.shape, args, machine, rows)
     loads_whole = args.deepspeed is None or args.model_config is not None or not _is_stage3(args)

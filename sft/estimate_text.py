@@ -65,14 +65,16 @@ def _subject(found: Estimate) -> Iterator[str]:
 
 
 def _table(found: Estimate) -> Iterator[str]:
-    """A row for each way, its total without and with gradient checkpointing; the parts are those without."""
+    """A row for each way, its total without and with gradient checkpointing, likewise its host memory where it differs;
+    the parts are those without."""
     yield f"{'GiB per device':<22}" + "".join(f"{head:>9}" for head in _HEADS) + f"{'total':>9}{'ckpt.':>9}  host"
     for (name, is_lora), group in groupby(found.choices, key=lambda choice: (choice.sharing.name, choice.is_lora)):
         plain, checkpointed = sorted(group, key=lambda choice: choice.is_checkpointed)
         title = f"{name} LoRA" if is_lora else name
         is_yours = plain.is_yours or checkpointed.is_yours
         cells = "".join(f"{_gib(plain.peak.parts[part]):>9}" for part in PARTS)
-        host = _gib(plain.peak.host_bytes) if plain.peak.host_bytes else ""
+        hosts = [choice.peak.host_bytes for choice in (plain, checkpointed)]
+        host = " / ".join(map(_gib, dict.fromkeys(hosts))) if any(hosts) else ""
         line = f"{'→ ' if is_yours else '  '}{title:<20}{cells}{_total(plain)}{_total(checkpointed)}  {host}"
         yield line.rstrip()
     yield "  ✓ fits; ckpt.: total with gradient_checkpointing; →: as the settings have it"

@@ -110,11 +110,19 @@ def _hidden(model: Any, batch: Batch) -> Tensor:
 
 def logits_of(model: Any, batch: Batch) -> Tensor:
     """The model's own logits at `Batch.predicting`: (places, vocabulary)."""
+    inputs = _inputs(batch)
+    if has_router_loss(model):
+        inputs["output_router_logits"] = False  # its loss is computed with logits, and is for padded rows alone
     if len(batch.input_ids) == 1 and _keeps_chosen_logits(model):
-        found: Tensor = model(**_inputs(batch), logits_to_keep=batch.predicting).logits[0]
+        found: Tensor = model(**inputs, logits_to_keep=batch.predicting).logits[0]
     else:
-        found = model(**_inputs(batch)).logits.flatten(0, 1)[batch.predicting]
+        found = model(**inputs).logits.flatten(0, 1)[batch.predicting]
     return found
+
+
+def has_router_loss(model: Any) -> bool:
+    """Whether the configuration of a mixture of experts asks for its auxiliary loss, which is not trained here."""
+    return bool(getattr(transformers_model(model).config, "output_router_logits", False))
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,9 +130,22 @@ def _config(args: Args, tokenizer: Any) -> Any:
         except Exception as error:  # the library raises many kinds; its own words are the best there are
             raise cannot_load("model_name_or_path", args.model_name_or_path, error) from error
     try:
-        return AutoConfig.for_model(**{"vocab_size": len(tokenizer), **args.model_config})
+        config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **args.model_config})
     except Exception as error:  # configs validate themselves, with errors of many kinds
         raise cannot_load("model_config", args.model_config, error) from error
+    if problems := list(_impossible_sizes(config.get_text_config())):
+        raise SettingsError(problems)
+    return config
+
+
+def _impossible_sizes(sizes: Any) -> Iterator[Problem]:
+    """What transformers builds, and cannot run."""
+    layers, heads = getattr(sizes, "num_hidden_layers", 1), getattr(sizes, "num_attention_heads", 1)
+    if isinstance(layers, int) and layers < 1:
+        yield Problem("model_config.num_hidden_layers", layers, "be at least 1")
+    shared = getattr(sizes, "num_key_value_heads", None) or heads
+    if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+        yield Problem("model_config.num_attention_heads", heads, f"be a multiple of num_key_value_heads, {shared}")
 
 
 def _from_config(args: Args, config: Any) -> Any:

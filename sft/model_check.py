@@ -20,11 +20,12 @@ from sft.config import Args
 from sft.documents import Document
 from sft.engine import Forward, compile_layers
 from sft.last_layer import shorten_last_layer
+from sft.loss import has_router_loss
 from sft.output_layer import output_layer_of
 from sft.packing_check import refuse_if_packing_leaks, stateful_part
 from sft.sequence_check import refuse_if_shards_differ, refused
 from sft.world import World
-from strict_settings import SettingsError
+from strict_settings import Problem, SettingsError
 
 Collation = Literal["flat", "packed", "padded"]
 """All documents of a batch in one row without padding; rows of a fixed capacity; a padded row for each document."""
@@ -42,11 +43,15 @@ def prepare_model(engine: Forward, args: Args, world: World) -> Collation:
     What the model cannot do is said in one line.
 
     Raises:
-        SettingsError: `packing` is asked for, and packed documents see each other however they are collated.
+        SettingsError: the model's tokens see what comes after them; `packing` is asked for, and packed documents see
+            each other however they are collated.
     """
     was_training = engine.model.training
     engine.model.eval()
+    if has_router_loss(engine.model):
+        _say(world, "output_router_logits: the loss that balances the experts is not trained")
     try:
+        _refuse_if_not_causal(engine, world)
         collation = _collation(engine, args, world)
         if reason := _why_not_in_tiles(engine, collation, world):
             _say(world, f"output layer: by the model's own forward, since {reason}")
@@ -57,6 +62,22 @@ def prepare_model(engine: Forward, args: Args, world: World) -> Collation:
     if args.compile:  # not before: what is tried here would be compiled too
         compile_layers(engine.model, fixed_sizes=collation == "packed" or args.row_capacity is not None)
     return collation
+
+
+def _refuse_if_not_causal(engine: Forward, world: World) -> None:
+    """Tries a document with another last token: what is predicted before it must stay the same."""
+    (document, _), _ = _documents(engine.model.config, _OTHER)
+    ids = np.array(document.input_ids)
+    ids[-1] = (ids[-1] + 1) % int(engine.model.config.get_text_config().vocab_size)
+    rows = (collate([one], 0).to(world.device) for one in (document, _ending(ids, _LOOKED_AT)))
+    first, second = (engine.logits(row) for row in rows)
+    share, _ = _SAME[first.dtype != torch.float32]
+    if _typical((first.float() - second.float())[None]) > share * float(first.abs().max()):
+        problem = Problem(
+            "the model", engine.model.config.model_type, "be causal: its tokens see those that they are to predict",
+            "Some are with `is_decoder: true` in their configuration.",
+        )  # fmt: skip
+        raise SettingsError(problem)
 
 
 def _collation(engine: Forward, args: Args, world: World) -> Collation:

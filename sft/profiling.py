@@ -53,6 +53,7 @@ def _write(profiler: torch.profiler.profile, path: Path) -> None:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(path))
+    print(f"\ntrace: {path}", flush=True)
 
 
 def _activities(device: torch.device) -> list[torch.profiler.ProfilerActivity]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def cannot_load(field: str, value: Any, error: Exception) -> SettingsError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
         reason = "It comes with code of its own. Once you have read that code, set trust_remote_code: true."
+    elif field == "model_name_or_path" and re.search(r"connect|resolve|offline", str(error), re.IGNORECASE):
+        reason += " Without a network take a folder that holds it; an estimate takes its configuration (model_config)."
     loadable = "be a hub name or a folder that transformers can load"
     rule = "be a config of a causal language model in transformers" if field == "model_config" else loadable
     return SettingsError(Problem(field, value, rule, reason))

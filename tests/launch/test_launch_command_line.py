@@ -163,7 +163,7 @@ def test_unknown_words(words: list[str]) -> None:
     [
         (
             ["submit", "--nodse", "2"],
-            "the option --nodse is unknown; it must be a known option. Did you mean '--nodes'?",
+            "the option --nodse is unknown; it must be a known option. Did you mean '--nodes'? Those of the training",
         ),
         (["submit", "--nodse=2"], "the option --nodse is unknown; it must be a known option. Did you mean '--nodes'?"),
         (

@@ -291,9 +291,9 @@ def test_a_last_layer_that_looks_at_other_tokens_is_left_whole() -> None:
     model = model_of("qwen3")
     block = model.model.layers[-1].mlp
     forward = block.forward
-    block.forward = lambda states: forward(states) + states.mean(-2, keepdim=True)
+    block.forward = lambda states: forward(states) + states.roll(1, -2)  # the token before
     engine = engine_of(model)
-    prepare_model(engine, Args(attn_implementation="auto"), WORLD)
+    assert prepare_model(engine, Args(attn_implementation="auto"), WORLD) == "flat"
     assert len(shortened(model)) == 1  # this test's own
 
 
@@ -345,3 +345,31 @@ def test_generation_goes_on_as_before(model_type: str) -> None:
     # Places that see nothing, left of the second prompt, must not reach those that are asked for.
     torch.testing.assert_close(found[1][0], found[0][0], atol=1e-4, rtol=1e-4)
     assert found[0][1] == found[1][1]
+
+
+def test_a_model_whose_tokens_see_what_comes_after_them_is_refused() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {**ANY_SIZES, "vocab_size": 96, "max_position_embeddings": 64}
+    for is_decoder in (False, True):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **sizes, is_decoder=is_decoder))
+        if is_decoder:
+            assert prepare_model(engine_of(model), Args(), WORLD) in ("flat", "padded")
+            continue
+        with pytest.raises(SettingsError, match="the model is 'bert'; it must be causal: its tokens see those"):
+            prepare_model(engine_of(model), Args(), WORLD)
+
+
+def test_the_loss_of_a_router_is_left_out_and_documents_stay_in_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    batch = documents(*LENGTHS)
+    model = model_of("mixtral", output_router_logits=True)
+    expected_loss, expected = by_hand(model_of("mixtral"), batch)
+    engine = engine_of(model)
+    padded = collate(batch, 0)
+    assert float(engine.evaluate(padded)) == pytest.approx(expected_loss, rel=1e-5)
+    assert prepare_model(engine, Args(), WORLD) == "flat"
+    assert capsys.readouterr().out == "output_router_logits: the loss that balances the experts is not trained\n"
+    flat = collate_flat(batch, 0)
+    assert float(engine.accumulate(flat, flat.total_weight, is_last=True)) == pytest.approx(expected_loss, rel=1e-5)
+    assert_same(_taken_gradients(model), expected)

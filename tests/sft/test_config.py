@@ -44,7 +44,9 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("alias", sorted(ALIASES))
 def test_other_spellings(tmp_path: Path, alias: str) -> None:
     name = ALIASES[alias]
-    value: Any = {"path_chat_template": "chatml", "max_grad": 0.5, "epochs": 2.0}.get(alias, 7)
+    value: Any = {"path_chat_template": "chatml", "max_grad": 0.5, "epochs": 2.0, "use_liger_kernel": True}.get(
+        alias, 7
+    )
     if alias in ("dataset", "validation_file"):
         value = write_conversations(tmp_path / "other.jsonl", 1).name
     if alias == "model_name":

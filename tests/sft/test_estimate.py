@@ -537,3 +537,24 @@ def test_real_runs_of_one_process_and_of_two_ranks_peak_where_the_estimate_says(
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert [row for row in rows if f"{row} " in done.stdout] == rows
+
+
+def test_a_model_that_takes_no_adapters_is_estimated_without_them(run_file: Any, told: Any) -> None:
+    mamba = {"model_type": "mamba", "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    words = (run_file(model_config=mamba, max_length=32), "--memory-gib", "4", "--device", "cpu")
+    code, text, _ = told(*words)
+    assert code == 0
+    assert "left out: LoRA, since " in text
+    _, found, _ = told(*words, "--json")
+    assert not any(choice["lora"] for choice in found["choices"])
+
+
+def test_host_memory_is_told_with_checkpointing_too(run_file: Any, told: Any) -> None:
+    settings = {"gradient_checkpointing": True, "activation_offload": True, "max_length": 2048}
+    words = (run_file(**settings), "--memory-gib", "4", "--device", "cuda")
+    _, found, _ = told(*words, "--json")
+    replicated = [each for each in found["choices"] if each["name"] == "DDP" and not each["lora"]]
+    bytes_of = {each["gradient_checkpointing"]: each["host_bytes"] for each in replicated}
+    assert bytes_of[True] > bytes_of[False] == 0
+    row = next(line for line in told(*words)[1].splitlines() if line.startswith("→ DDP"))
+    assert row.endswith(f"  0.00 / {bytes_of[True] / 2**30:.2f}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 import types
@@ -17,6 +18,8 @@ from tiny import QWEN3, losses, tiny_args, write_conversations
 
 from sft import model_check
 from sft.batching import Batch
+from sft.config import Args
+from sft.device_check import refuse_what_is_not_here
 from sft.engine import TorchEngine
 from sft.lora_args import LoraArgs
 from sft.model import build_model
@@ -55,6 +58,25 @@ def test_an_attention_that_is_not_there_is_what_is_blamed(tmp_path: Path, name: 
     (tmp_path / "model" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(SettingsError, match=r"^model_name_or_path is "):
         build_model(replace(args, attn_implementation="eager", **saved), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_hidden_layers": 0}, "model_config.num_hidden_layers is 0; it must be at least 1."),
+        ({"num_attention_heads": 5}, "num_attention_heads is 5; it must be a multiple of num_key_value_heads, 2."),
+    ],
+)
+def test_sizes_that_build_and_cannot_run_are_refused(tmp_path: Path, sizes: dict[str, int], message: str) -> None:
+    args = tiny_args(tmp_path / "none", tmp_path, model_config={**QWEN3, **sizes})
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        build_model(args, build_tokenizer(args))
+
+
+@pytest.mark.parametrize("name", ["paged|eager", "flex_attention"])
+def test_kinds_of_attention_that_do_not_train_here_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^attn_implementation is '{re.escape(name)}'; it must be "):
+        refuse_what_is_not_here(Args(attn_implementation=name), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("merge", [False, True])
