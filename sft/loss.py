@@ -122,7 +122,8 @@ def logits_of(model: Any, batch: Batch) -> Tensor:
 
 def has_router_loss(model: Any) -> bool:
     """Whether the configuration of a mixture of experts asks for its auxiliary loss, which is not trained here."""
-    return bool(getattr(transformers_model(model).config, "output_router_logits", False))
+    config = getattr(transformers_model(model), "config", None)
+    return bool(getattr(config, "output_router_logits", False))
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

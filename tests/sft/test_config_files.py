@@ -132,7 +132,8 @@ LATER: list[tuple[str, list[str], str]] = [
 def test_what_shows_with_the_model_alone_is_told_with_its_place_too(
     folder: Path, text: str, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = "model_config: {model_type: qwen3, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2}\n"
+    sizes = "hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2"
+    model = f"model_config: {{model_type: qwen3, {sizes}}}\n"
     rest = f"tokenizer_name: {TOKENIZER}\ntrain_file: here.jsonl\nchat_template_path: chatml\n"
     Path("run.yaml").write_text(model + rest + text)
     assert main(["--config", "run.yaml", "--output_dir", str(folder / "out"), *words]) == 2
