@@ -30,9 +30,8 @@ def checked(
         ScriptRefusedError: the script refuses its settings or its data, in its own words.
         ChecksFailedError: one of the other checks has failed.
     """
-    colours = checks.takes_colours(sys.stderr, environ)
     if checks.worst(known) == "error":
-        print(checks.table(known, colours=colours), file=sys.stderr, end="", flush=True)
+        checks.tell(known, environ)
         raise checks.ChecksFailedError(known, "Nothing was submitted.")
     with ThreadPoolExecutor(3) as pool:
         slurm = pool.submit(request_checks.of_slurm, spec, script, environ) if spec.executor == "slurm" else None
@@ -54,7 +53,7 @@ def checked(
         *audit(said, refusal is not None),
         *filter(None, [memory.result()]),
     ]
-    print(checks.table(found, colours=colours), file=sys.stderr, end="", flush=True)
+    checks.tell(found, environ)
     if refusal is not None:
         raise refusal
     if said.count("\n"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TextIO
@@ -39,6 +40,11 @@ class ChecksFailedError(LaunchError):
 def takes_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
     """Whether what is written there may be coloured: a terminal, and nobody has said otherwise (no-color.org)."""
     return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+def tell(checks: Sequence[Check], environ: Mapping[str, str]) -> None:
+    """Prints the table on stderr."""
+    print(table(checks, colours=takes_colours(sys.stderr, environ)), file=sys.stderr, end="", flush=True)
 
 
 def worst(checks: Iterable[Check]) -> Verdict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -119,6 +118,6 @@ def require(spec: JobSpec, environ: Mapping[str, str]) -> None:
     """
     found = of_hosts(spec, environ) if spec.hosts else []
     if checks.worst(found) != "ok":
-        print(checks.table(found, colours=sys.stderr.isatty()), file=sys.stderr, end="", flush=True)
+        checks.tell(found, environ)
     if checks.worst(found) == "error":
         raise checks.ChecksFailedError(found, "Nothing was started.")

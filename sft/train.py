@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     # Started by its path, Python would look for modules beside this file, where `config` or `loop` would shadow others.
@@ -104,7 +104,9 @@ def _run(args: Args, sources: Sequence[Source]) -> int:
             raise
         traceback.print_exc()
         # At once: to take the process group down can abort, or wait for the rank that is gone.
-        _leave(_told(LostPeerError(f"another rank is gone: {error}")))
+        code = _told(LostPeerError(f"another rank is gone: {error}"))
+        sys.stdout.flush()
+        os._exit(code)
     finally:
         heartbeat.close()
 
@@ -113,11 +115,6 @@ def _told(error: SettingsError | SftError) -> int:
     # On every rank: each has a log of its own, and any of them may be the one that is looked at.
     print(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
-
-
-def _leave(code: int) -> NoReturn:
-    sys.stdout.flush()
-    os._exit(code)
 
 
 def run_training(config: str | Path | None = None, **overrides: Any) -> Path:
