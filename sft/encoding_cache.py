@@ -28,7 +28,7 @@ from sft.encoding import Encoded, Encoding, Numbered, Task, Workers
 from sft.errors import StorageError
 from sft.rows import BadRow
 from sft.sources import read_rows, source_files, unparsed_rows
-from sft.storage import new_folder, storage_errors
+from sft.storage import new_folder, storage_errors, user_cache_folder
 from sft.token_columns import MANIFEST, TokenColumns, read_manifest, write_columns
 
 ENCODER_VERSION = 5
@@ -295,8 +295,7 @@ def usable_cache_folder(wanted: str | None, fallback: Path, environment: Mapping
     Raises:
         StorageError: the folder of the settings cannot be written.
     """
-    home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(wanted) if wanted else Path(home) / "cleansft"
+    folder = Path(wanted) if wanted else user_cache_folder(environment)
     try:
         with storage_errors(folder, "dataset_cache_dir"):
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,11 @@ def _system_error(error: Exception) -> OSError | None:
         return error
     match = _RUST_ERROR.search(str(error))
     return None if match is None else OSError(int(match[1]), os.strerror(int(match[1])))
+
+
+def user_cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where this user's caches of ours are; it need not be there."""
+    return Path(environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "cleansft"
 
 
 def write_json(path: Path, value: Any) -> None:
