@@ -35,6 +35,7 @@ ENCODER_VERSION = 5
 """To be raised with every change that changes tokens, masks or columns."""
 ROWS_PER_BLOCK = 8192
 POLL_S = 0.5
+"""The longest pause of a process that waits for another one. The first is a fiftieth: most data is encoded at once."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,20 @@ class EncodingCache:
 
     def _wait(self, final: Path, source: Source) -> None:
         started = said = time.monotonic()
+        pauses = _pauses()
         while not (final / MANIFEST).is_file():
-            time.sleep(POLL_S)
+            time.sleep(next(pauses))
             if time.monotonic() - said > 30:
                 said = time.monotonic()
                 self._say(f"waiting since {said - started:.0f} s for {source.name} to be encoded in {final}")
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds, doubled from one to the next up to POLL_S."""
+    pause = POLL_S / 50
+    while True:
+        yield pause
+        pause = min(2 * pause, POLL_S)
 
 
 class _Making:
@@ -185,11 +195,12 @@ class _Making:
         with storage_errors(self._work, "dataset_cache_dir"):
             self._work.mkdir(parents=True, exist_ok=True)
         said = time.monotonic()
+        pauses = _pauses()
         with Workers(Task(self._encoding, self._source.columns), self._num_processes) as workers, self._progress:
             while not self._is_done():
                 if self._encode_what_is_free(workers) and self._join():
                     return
-                time.sleep(POLL_S)
+                time.sleep(next(pauses))
                 if time.monotonic() - said > 30:
                     said = time.monotonic()
                     self._say(f"{self._source.name}: waiting for {', '.join(self._holders()) or 'another process'}")

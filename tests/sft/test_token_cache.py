@@ -22,7 +22,7 @@ from sft.config import ROOT
 from sft.dataset import ConversationDataset
 from sft.documents import Document
 from sft.encoding import ROWS_PER_BATCH, Encoding, Workers
-from sft.encoding_cache import EncodingCache, Source, cache_key, usable_cache_folder
+from sft.encoding_cache import POLL_S, EncodingCache, Source, cache_key, usable_cache_folder
 from sft.errors import DataError, SftError, StorageError
 from sft.masking import Masker, MaskOptions
 from sft.rows import BadRows
@@ -288,3 +288,21 @@ def test_the_cache_goes_to_the_users_own_folder_or_beside_the_run(tmp_path: Path
     assert usable_cache_folder(None, tmp_path / "run", {"XDG_CACHE_HOME": str(tmp_path / "file")}) == tmp_path / "run"
     with pytest.raises(StorageError, match="file/x cannot be written"):
         usable_cache_folder(str(tmp_path / "file" / "x"), tmp_path / "run", {})
+
+
+def test_who_waits_for_another_process_looks_soon_and_then_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most data is encoded in less than the longest pause, which a second process would lose at every start."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 8:
+            raise InterruptedError
+
+    monkeypatch.setattr("sft.encoding_cache.time.sleep", sleep)
+    with pytest.raises(InterruptedError):
+        dataset(write_conversations(tmp_path / "a.jsonl", 3), tmp_path / "cache", encoding(), makes=False)
+    assert slept[:3] == [0.01, 0.02, 0.04]
+    assert slept[-2:] == [POLL_S, POLL_S]
