@@ -1,8 +1,8 @@
 """A seeded corpus of conversations with lengths as data sets have them, and the model and settings to train on it.
 
 Nothing is downloaded: words are drawn from Zipf's distribution, a tokenizer knows each of them as one token, and the
-weights are random. Document lengths are log-normal: `LONG_TAIL` has a median of 300 tokens and σ 1.0, and 4,096 tokens
-at most; 45 % of all tokens are trained.
+weights are random. Document lengths are log-normal: `LONG_TAIL` has a median of 300 tokens and σ 1.0, `CHAT` one of 900
+and σ 0.7, both 4,096 tokens at most; 45 % of all tokens are trained.
 """
 
 from __future__ import annotations
@@ -28,6 +28,30 @@ MODEL_T = {
     "vocab_size": 32_000,
 }
 """Qwen3-shaped, 41 million parameters."""
+
+
+def _qwen3(width: int, intermediate_size: int, num_layers: int, num_heads: int) -> dict[str, Any]:
+    """As published, with tied embeddings."""
+    return {
+        "model_type": "qwen3", "hidden_size": width, "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_layers, "num_attention_heads": num_heads, "num_key_value_heads": 8,
+        "head_dim": 128, "max_position_embeddings": 40_960, "rope_theta": 1e6, "tie_word_embeddings": True,
+        "vocab_size": 151_936,
+    }  # fmt: skip
+
+
+MODELS = {
+    "41M": MODEL_T,
+    "0.6B": _qwen3(1024, 3072, 28, 16),
+    "1.7B": _qwen3(2048, 6144, 28, 16),
+    "4B": _qwen3(2560, 9728, 36, 32),
+    "8B": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 5e5,
+        "tie_word_embeddings": False, "vocab_size": 128_256,
+    },
+}  # fmt: skip
+"""The sizes of Qwen3 and Llama 3 that are trained on one GPU."""
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|> ' + message['role'] + ' ' + message['content'] + ' <|im_end|> ' }}"
@@ -57,7 +81,14 @@ class Lengths:
         return replace(self, median=self.median / factor, longest=int(self.longest / factor))
 
 
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    """A model of the same kind that proves nothing, to try a script."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 500}
+    return config | sizes | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+
+
 LONG_TAIL = Lengths(300, 1.0, 4096)
+CHAT = Lengths(900, 0.7, 4096)
 TRAINED_SHARE = 0.45
 
 

@@ -7,7 +7,9 @@ is kept in the working folder as `<round>-<side>.json`: a benchmark that was int
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import math
 import os
 import shlex
 import statistics
@@ -87,10 +89,11 @@ def parse_no_options(claim: str | None) -> None:
     argparse.ArgumentParser(description=claim, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
 
 
-def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int) -> None:
-    """The options that every benchmark of training takes."""
+def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int | None) -> None:
+    """The options that every benchmark of training takes; without `--rounds` where there are none."""
     parser.add_argument("--threads", type=int, default=threads, help=f"of each process [{threads}]")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions of every side, in turn [{rounds}]")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions of every side, in turn [{rounds}]")
     parser.add_argument("--wrap", default="", help="words before every command, such as 'taskset -c 0,1'")
     parser.add_argument("--work", type=Path, help="working folder; what it holds already is not measured again")
 
@@ -98,16 +101,64 @@ def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int) -
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """The option for the number format of all sides."""
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
-                        help="of all sides; auto: bfloat16 where the CPU has units for it [auto]")  # fmt: skip
+                        help="of all sides; auto: bfloat16 where the device has units for it [auto]")  # fmt: skip
 
 
-def is_bf16(dtype: str) -> bool:
+def is_bf16(dtype: str, device: str = "cpu") -> bool:
     """Whether all sides compute in bfloat16."""
     import torch
 
     from sft.world import has_bf16
 
-    return dtype == "bfloat16" or (dtype == "auto" and has_bf16(torch.device("cpu")))
+    return dtype == "bfloat16" or (dtype == "auto" and has_bf16(torch.device(device)))
+
+
+def require(device: str) -> None:
+    """
+    Raises:
+        SystemExit: this machine has no such device.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: device is 'cuda'; it must be on this machine: torch sees no GPU.")
+
+
+def describe(folder: Path, what: Mapping[str, Any]) -> bool:
+    """Writes down what a working folder is for; whether it is new.
+
+    Raises:
+        SystemExit: it is for something else.
+    """
+    file = folder / "what.json"
+    text = json.dumps(what, indent=1)
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return True
+    if file.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"error: --work: {file} describes another measurement; give another folder.\n{text}")
+    return False
+
+
+def here() -> str:
+    """cuda where there is one, else cpu."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on(device: str) -> dict[str, str]:
+    """The environment of a process that is to compute there; of several GPUs it sees the first."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return {"CUDA_VISIBLE_DEVICES": first if device == "cuda" else ""}
+
+
+def name_of(device: str) -> str:
+    """What is computed on, for a heading."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if device == "cuda" else "CPU"
 
 
 def conditions(options: argparse.Namespace) -> Conditions:
@@ -143,13 +194,20 @@ def measured(record: Mapping[str, Any]) -> Measured:
 
 
 def differences(losses: Iterable[float], others: Iterable[float]) -> float:
-    """The largest relative difference between two courses of the loss (or of the gradient's norm)."""
-    return max(abs(a - b) / abs(b) for a, b in zip(losses, others, strict=True))
+    """The largest relative difference between two courses of the loss (or of the gradient's norm); NaN if there is one
+    in either."""
+    found = [abs(a - b) / abs(b) for a, b in zip(losses, others, strict=True)]
+    return next((difference for difference in found if math.isnan(difference)), max(found))
 
 
 def summary(values: Sequence[float]) -> tuple[float, float, float]:
     """(median, least, greatest)."""
     return statistics.median(values), min(values), max(values)
+
+
+def versions() -> str:
+    """Of the libraries that compute."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
 
 
 def load_averages(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -2,7 +2,7 @@
 
 FOLDER is made by train.py: `plan.json`, the first weights in `model/`, the conversations, and the documents of every
 optimizer step in `documents.npz`, in the order in which the project's own plan takes them. All sides begin with the
-same weights and have AdamW (fused), clipping, a constant learning rate and the number format in common.
+same weights and have AdamW (fused), clipping, a constant learning rate, the device and the number format in common.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import numpy as np  # noqa: E402
 from benchmarks.rounds import Measured  # noqa: E402
 
 Rows = list[dict[str, list[int]]]
+MICRO_BATCH = 8
+"""Rows that a side which pads them computes at a time, and documents for which a side that packs has a row."""
 
 
 class Clock:
@@ -32,7 +34,11 @@ class Clock:
         self.cpu_s: list[float] = []
 
     def step_is_over(self) -> None:
-        """Called after the weights were updated."""
+        """Called after the weights were updated; waits until the device has done it."""
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.ends_s.append(time.perf_counter())
         self.cpu_s.append(time.process_time())
 
@@ -95,19 +101,21 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
     from sft.train import build_engine
     from sft.world import World
 
-    args, world = load_args(config=folder / "run.yaml"), World(0, 0, 1, torch.device("cpu"))
+    args, world = load_args(config=folder / "run.yaml"), World(0, 0, 1, torch.device(plan["device"]))
     tokenizer = build_tokenizer(args)
     masker = Masker(tokenizer, pad_token_id(tokenizer))
     data = ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
     _, engine = build_engine(args, tokenizer, [], folder, world)
     collation, arithmetic = prepare_model(engine, args, world), Plan.of(args, len(data), world.size, data.lengths)
     numbers = range(1, len(plan["steps"]) + 1)
-    batches = [step.batches[0] for step in step_data(numbers, data, args, arithmetic, world, collation)]
+    batches = [
+        step.batches[0].to(world.device) for step in step_data(numbers, data, args, arithmetic, world, collation)
+    ]
     module = engine.loss_module.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=plan["learning_rate"], weight_decay=0.0, fused=True)
     clock, losses, norms = Clock(), list[float](), list[float]()
     for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16, enabled=plan["bf16"]):
+        with torch.autocast(plan["device"], torch.bfloat16, enabled=plan["bf16"]):
             loss = module(batch) / batch.total_weight
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)))
@@ -123,7 +131,9 @@ def hf_padded(folder: Path, plan: dict[str, Any]) -> Measured:
     from transformers import Trainer, TrainingArguments
 
     steps = read_steps(folder)
-    settings = TrainingArguments(**_peer_settings(folder, plan), remove_unused_columns=False)
+    # With 152,000 float32 logits for each of 4,096 slots, 141 GB hold no eight rows.
+    size = MICRO_BATCH // 2 if plan["device"] == "cuda" else MICRO_BATCH
+    settings = TrainingArguments(**_peer_settings(folder, plan, size), remove_unused_columns=False)
     trainer = Trainer(_peer_model(folder), settings, data_collator=_padded, train_dataset=all_rows(steps))
     return _run(trainer, steps)
 
@@ -139,16 +149,18 @@ def trl_default(folder: Path, plan: dict[str, Any]) -> Measured:
 
 
 def trl_best(folder: Path, plan: dict[str, Any]) -> Measured:
-    """TRL with its own packing (`bfd`), without gradient checkpointing, with SDPA: one row of `max_length` a step."""
+    """TRL with its own packing (`bfd`), without gradient checkpointing: a row of `max_length` for every 8 documents."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    settings = SFTConfig(**_packed_settings(folder, plan))
+    per_step = max(plan["documents_per_step"] // MICRO_BATCH, 1)
+    settings = SFTConfig(**_packed_settings(folder, plan) | {"per_device_train_batch_size": per_step})
     trainer = _sft_trainer(SFTTrainer, folder, settings, Dataset.from_list(all_rows(read_steps(folder))))
     # Packed, the same documents may be fewer steps.
-    settings.max_steps = min(settings.max_steps, len(trainer.train_dataset))
-    rows = trainer.train_dataset.select(range(settings.max_steps))
-    return _run(trainer, [list(_documents(row)) for row in rows])
+    settings.max_steps = min(settings.max_steps, len(trainer.train_dataset) // per_step)
+    rows = list(trainer.train_dataset.select(range(settings.max_steps * per_step)))
+    steps = [rows[start : start + per_step] for start in range(0, len(rows), per_step)]
+    return _run(trainer, [[document for row in step for document in _documents(row)] for step in steps])
 
 
 def trl_flattened(folder: Path, plan: dict[str, Any]) -> Measured:
@@ -169,35 +181,67 @@ def trl_flattened(folder: Path, plan: dict[str, Any]) -> Measured:
     return _run(_sft_trainer(SFTTrainer, folder, settings, Dataset.from_list(rows)), steps)
 
 
-def _peer_settings(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _peer_settings(folder: Path, plan: dict[str, Any], micro_batch: int = MICRO_BATCH) -> dict[str, Any]:
     """What makes the peers' runs the same as ours; everything else is as it comes."""
+    micro_batch = min(plan["documents_per_step"], micro_batch)
     return {
-        "output_dir": str(folder / "out-peer"), "per_device_train_batch_size": plan["documents_per_step"],
+        "output_dir": str(folder / "out-peer"), "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": plan["documents_per_step"] // micro_batch,
         "max_steps": len(plan["steps"]), "learning_rate": plan["learning_rate"], "lr_scheduler_type": "constant",
-        "warmup_steps": 0, "max_grad_norm": 1.0, "weight_decay": 0.0, "bf16": plan["bf16"], "use_cpu": True,
-        "logging_steps": 1, "train_sampling_strategy": "sequential", "report_to": "none", "save_strategy": "no",
+        "warmup_steps": 0, "max_grad_norm": 1.0, "weight_decay": 0.0, "bf16": plan["bf16"],
+        "use_cpu": plan["device"] == "cpu", "logging_steps": 1,
+        "train_sampling_strategy": "sequential", "report_to": "none", "save_strategy": "no",
         "disable_tqdm": True,
     }  # fmt: skip
 
 
 def _packed_settings(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    changed = {"per_device_train_batch_size": 1, "packing": True, "packing_strategy": "bfd"}
-    changed |= {"max_length": plan["max_length"], "gradient_checkpointing": False}
+    changed = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "packing": True}
+    changed |= {"packing_strategy": "bfd", "max_length": plan["max_length"], "gradient_checkpointing": False}
+    if plan["device"] == "cuda":
+        # Its losses multiply every token by the output layer, TRL's own only those that are trained.
+        losses = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+        changed |= {"use_liger_kernel": True, "liger_kernel_config": losses}
     return _peer_settings(folder, plan) | changed
 
 
-def _peer_model(folder: Path) -> Any:
+def _peer_model(folder: Path, attention: str = "sdpa") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation=attention)
 
 
 def _sft_trainer(trainer: Any, folder: Path, settings: Any, data: Any) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    return trainer(_peer_model(folder), args=settings, train_dataset=data, processing_class=tokenizer)
+    per_document = settings.packing and not settings.use_cpu
+    model = _peer_model(folder, _varlen_attention() if per_document else "sdpa")
+    return trainer(model, args=settings, train_dataset=data, processing_class=tokenizer)
+
+
+def _varlen_attention() -> str:
+    """The name, in transformers' registry, of our attention per document as a peer can use it: where documents begin is
+    found from the positions in the row, once for all layers of a step."""
+    import torch
+    from transformers import AttentionInterface
+
+    from sft.attention import Layout, document_attention
+
+    step: list[Any] = [None, None]
+
+    def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+        places = options.pop("position_ids")
+        if step[0] is not places:
+            starts = torch.nonzero(places.flatten() == 0).flatten().tolist()
+            ends = [*starts[1:], places.numel()]
+            layout = Layout.of([end - start for start, end in zip(starts, ends, strict=True)]).to(places.device)
+            step[:] = places, layout
+        return document_attention(module, query, key, value, None, documents=step[1], **options)
+
+    AttentionInterface.register("varlen", attend)  # not for masks: none is made for what is unknown
+    return "varlen"
 
 
 def _padded(rows: Rows) -> dict[str, Any]:

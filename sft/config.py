@@ -97,7 +97,7 @@ class Args:
     dataset_num_proc: PositiveInt | None = None
     """Processes that encode the conversations; by default one for every core that this rank may use."""
     dataset_cache_dir: str | None = None
-    """Where encoded conversations are kept; by default `~/.cache/cleansft`."""
+    """Where encoded conversations are kept; by default `cleansft` in `$XDG_CACHE_HOME` or `~/.cache`."""
 
     # Masks
     train_on: Literal["assistant", "last", "all"] = "assistant"

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sft.batching import Batch
@@ -76,14 +77,26 @@ def initialize_deepspeed(world: World) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
     import deepspeed
     from deepspeed.ops.op_builder.builder import OpBuilder  # noqa: F401  (probing operators needs it loaded)
+    from deepspeed.runtime.zero import stage_1_and_2
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
     if world.device.type == "cpu":
         # Otherwise the first use compiles a shared-memory all-reduce in C++, for half a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        stage_1_and_2.all_gather_dp_groups = _gather_by_broadcasts
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return deepspeed
+
+
+def _gather_by_broadcasts(
+    *, partitioned_param_groups: Sequence[Sequence[Tensor]], dp_process_group: Sequence[Any], **_: Any
+) -> None:
+    """Sends every rank's part of the updated weights to all others, for gloo: its all-gather copies through lists, at
+    0.4 GB/s between two ranks where broadcasts reach 3.4. The arguments are those of DeepSpeed's own."""
+    for parts, group in zip(partitioned_param_groups, dp_process_group, strict=True):
+        for rank, part in enumerate(parts):
+            dist.broadcast(part, dist.get_global_rank(group, rank), group=group)
 
 
 class DeepSpeedEngine:

@@ -307,6 +307,8 @@ def usable_cache_folder(wanted: str | None, fallback: Path, environment: Mapping
         StorageError: the folder of the settings cannot be written.
     """
     folder = Path(wanted) if wanted else user_cache_folder(environment)
+    if folder is None:
+        return fallback
     try:
         with storage_errors(folder, "dataset_cache_dir"):
             folder.mkdir(parents=True, exist_ok=True)

@@ -55,9 +55,10 @@ def _system_error(error: Exception) -> OSError | None:
     return None if match is None else OSError(int(match[1]), os.strerror(int(match[1])))
 
 
-def user_cache_folder(environment: Mapping[str, str]) -> Path:
-    """Where this user's caches of ours are; it need not be there."""
-    return Path(environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "cleansft"
+def user_cache_folder(environment: Mapping[str, str]) -> Path | None:
+    """Where this user's caches of ours are, which need not be there; None for one without a home."""
+    home = Path(environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return home / "cleansft" if home.is_absolute() else None
 
 
 def write_json(path: Path, value: Any) -> None:

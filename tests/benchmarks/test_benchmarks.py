@@ -4,15 +4,19 @@ is said about time."""
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import checkpoint, loss_head, ranks, rounds, startup, train
-from benchmarks.corpus import LONG_TAIL, TRAINED_SHARE, write_conversations, write_tokenizer
+from benchmarks import checkpoint, gpu, loss_head, ranks, rounds, startup, train, train_sides
+from benchmarks.corpus import LONG_TAIL, MODELS, TRAINED_SHARE, small, write_conversations, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,12 +64,21 @@ def test_training_against_the_bare_loop(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_side_that_trains_something_else_is_not_timed(tmp_path: Path) -> None:
     same = rounds.Measured([2.0, 1.0], [1.0, 1.0], [1.0, 2.0], [1.0, 2.0], [10, 10], [5, 5])
     other = rounds.Measured([2.0, 1.002], [1.0, 1.0], [1.0, 2.0], [1.0, 2.0], [10, 10], [5, 5])
-    bench = train.Bench(tmp_path, rounds.Conditions(1), None, bf16=False, small=True)
+    bench = train.Bench(tmp_path, rounds.Conditions(1), None, train.Case({}, LONG_TAIL))
     assert "by 0.0e+00" in bench._compared({"one": same, "two": same})
     with pytest.raises(SystemExit, match="not the same training"):
         bench._compared({"one": same, "two": other})
     with pytest.raises(ValueError, match="zip"):
         rounds.differences([1.0], [1.0, 1.0])
+    for one, others in (([1.0, math.nan, 1.0], [1.0] * 3), ([1.0] * 3, [1.0, math.nan, 1.0])):
+        assert math.isnan(rounds.differences(one, others))
+
+
+def test_a_working_folder_is_for_one_measurement(tmp_path: Path) -> None:
+    assert rounds.describe(tmp_path / "work", {"device": "cpu"})
+    assert not rounds.describe(tmp_path / "work", {"device": "cpu"})
+    with pytest.raises(SystemExit, match="describes another measurement"):
+        rounds.describe(tmp_path / "work", {"device": "cuda"})
 
 
 def test_rates_leave_the_warm_up_out() -> None:
@@ -99,12 +112,76 @@ def test_the_output_layer_with_its_loss(capsys: pytest.CaptureFixture[str]) -> N
     assert "32 of 64 tokens trained" in printed
 
 
+@pytest.mark.ranks
+def test_what_one_gpu_computes_tried_on_a_cpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = "--small --cases 4B 8B-LoRA --steps 20 --rounds 1 --threads 1 --with compile=false".split()
+    gpu.main([*words, "--work", str(tmp_path)])
+    printed, told = capfd.readouterr()
+    assert told.count("losses of 20 steps differ from the reference's") == 2
+    rows = table(printed)
+    assert rows.keys() == {"", "4B", "8B-LoRA"}
+    assert float(rows["4B"][0].replace(",", "")) > 0
+    assert rows["8B-LoRA"][6] == "15,000 tokens/s"
+    with pytest.raises(SystemExit, match="describes another measurement"):
+        gpu.main([*words, "--work", str(tmp_path), "--with", "compile=false", "max_grad_norm=0.5"])
+
+
+def run_of(**values: list[float]) -> dict[str, Any]:
+    """Four steps, as gpu_parts.py has them."""
+    steps = {"elapsed_s": [100.0, 110.0, 111.0, 113.0], "num_tokens": [10, 20, 30, 70]}
+    shares = {"tflops_per_s": [1.0, 1.0, 989.0, 494.5], "mfu": [0.0, 0.0, 0.5, 0.8], "mfu_palm": [1.0] * 4}
+    return {**steps, **shares, "peak_gib": 7.0, **values}
+
+
+def test_a_line_of_the_gpu_leaves_the_warm_up_out() -> None:
+    expected = "| 4B | 17 | 17–17 | 659.3 | 0.667 | 0.700 | 1.000 | MFU 0.55 | 7.0 |"
+    assert gpu.line("4B", [run_of()], 2) == expected
+    assert gpu.line("4B", [run_of(), run_of(num_tokens=[0, 0, 0, 30])], 2).startswith("| 4B | 13 | 10–17 |")
+
+
+@pytest.mark.parametrize("worse", [{"loss": [2.0, 1.01]}, {"grad_norm": [1.0, 1.02]}, {"loss": [2.0, math.nan]}])
+def test_a_run_on_the_gpu_that_trains_something_else_ends_it(worse: dict[str, list[float]]) -> None:
+    reference = {"loss": [2.0, 1.0], "grad_norm": [1.0, 1.0]}
+    ours = {"loss": [2.0, 1.0, 0.5], "grad_norm": [1.0, 1.0, 9.0]}
+    assert "by 0.0e+00 at most" in gpu.compared("4B", ours, reference)
+    with pytest.raises(SystemExit, match="not the same training"):
+        gpu.compared("4B", ours, reference | worse)
+
+
+@pytest.mark.parametrize("script", [gpu.main, train.main])
+def test_without_a_gpu_those_that_need_one_say_so(
+    script: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ["--device", "cuda"] if script is train.main else []
+    with pytest.raises(SystemExit, match="device is 'cuda'; it must be on this machine"):
+        script(words)
+    with pytest.raises(SystemExit, match="must be a multiple of 8"):
+        train.main(["--documents", "12"])
+
+
+def test_a_peer_on_a_gpu_gets_attention_within_each_document() -> None:
+    """By our kernel, from the places in the row alone; on a CPU the same layout with its own kernel."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**small(MODELS["0.6B"])), dtype=torch.float32)
+    ids, together = torch.arange(3, 12)[None], torch.arange(9)[None]
+    places = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 2, 3]])
+    whole = model(ids).logits
+    alone = torch.cat([model(ids[:, start:end]).logits for start, end in ((0, 4), (4, 5), (5, 9))], 1)
+    model.set_attn_implementation(train_sides._varlen_attention())
+    for where, expected in ((places, alone), (together, whole), (places, alone)):
+        torch.testing.assert_close(model(ids, position_ids=where, use_cache=False).logits, expected)
+    assert not torch.allclose(whole, alone, atol=1e-2)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
 def test_every_benchmark_stands_in_the_table(path: Path) -> None:
     assert re.search(rf"`{path.name}`", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["train", "ranks", "startup", "loss_head", "goodput"])
+@pytest.mark.parametrize("name", ["train", "gpu", "ranks", "startup", "loss_head", "goodput"])
 def test_a_benchmark_says_what_it_claims(name: str) -> None:
     ended = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"], capture_output=True, text=True, check=True

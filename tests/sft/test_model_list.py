@@ -14,7 +14,7 @@ import transformers
 from transformers.utils import import_utils
 
 from sft.config import ROOT
-from sft.model_list import Structure, kept_list, without_prefix
+from sft.model_list import MOST_LISTS, Structure, kept_list, without_prefix
 
 MODELS = Path(str(transformers.__file__)).parent / "models"
 TOLD = """
@@ -128,7 +128,19 @@ def test_what_changed_in_place_is_looked_up_again(models: Path, change: Callable
     assert len(looks) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"stamp": "?"}', '{"models": []}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"sha256": "?"}',
+        '{"models": []}',
+        '{"sha256": "?", "models": [[[], {"a": "bc"}]]}',
+        "\0",
+    ],
+)
 def test_a_damaged_list_is_made_again(models: Path, content: str) -> None:
     sources = [models / "list.py", models / "models"]
     kept_list(models / "cache", sources, lambda: names_in(models))
@@ -140,10 +152,39 @@ def test_a_damaged_list_is_made_again(models: Path, content: str) -> None:
     assert list((models / "cache").iterdir()) == [file]
 
 
-def test_a_stamp_with_half_a_list_is_made_again(models: Path) -> None:
-    sources = [models / "list.py", models / "models"]
-    kept_list(models / "cache", sources, lambda: names_in(models))
-    [file] = (models / "cache").iterdir()
-    for wrong in ([1], [[["torch"], 3]], {"a": 1}, None):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"models": wrong}))
-        assert kept_list(models / "cache", sources, lambda: names_in(models)) == names_in(models)
+def test_a_full_disk_leaves_nothing_behind(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert kept_list(models / "cache", [models / "models"], lambda: names_in(models)) == names_in(models)
+    assert list((models / "cache").iterdir()) == []
+
+
+def test_lists_of_the_newest_installations_are_kept(models: Path) -> None:
+    for number in range(MOST_LISTS + 3):
+        (models / "list.py").write_text("#" * number)
+        kept_list(models / "cache", [models / "list.py"], lambda: names_in(models))
+    assert len(list((models / "cache").iterdir())) == MOST_LISTS
+
+
+def test_another_release_that_makes_no_such_list_is_imported_as_it_is(tmp_path: Path) -> None:
+    package = tmp_path / "transformers"
+    (package / "utils").mkdir(parents=True)
+    for name in ("__init__.py", "utils/__init__.py"):
+        (package / name).touch()
+    (package / "utils" / "import_utils.py").write_text("OTHER = 1\n")
+    code = """
+import sys
+from pathlib import Path
+from sft.model_list import keep_model_list
+keep_model_list(Path(sys.argv[1]))
+keep_model_list(None)
+from transformers.utils import import_utils
+assert import_utils.OTHER == 1
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+    assert not (tmp_path / "cache").exists()
