@@ -17,6 +17,14 @@ PROMPT_FILE = Path("prompts") / "system_prompt.txt"
 """Where `optimize-prompt` writes; `evaluate` and `chat` look there from the working directory, as does
 `system_prompt: auto`."""
 
+_OF_THE_LAUNCHER = {
+    "zero": "Write --deepspeed ds_configs/zero2.json (or zero0, zero1, zero3); --zero is the launcher's.",
+    **dict.fromkeys(
+        ("nodes", "procs_per_node", "gpus_per_node", "launcher", "executor", "hosts", "partition", "time_min"),
+        "It is an option of `python -m launch`, or of `launch:` in the settings file.",
+    ),
+}
+"""Options of the launcher → what to do here."""
 _BUNDLED = {"chat_template_path": ROOT / "sft" / "templates", "deepspeed": ROOT}
 
 
@@ -44,7 +52,7 @@ def read_settings(words: Sequence[str] | None = None, *, config: str | Path | No
     remaining = _as_options(words or ())
     config = _take_config(remaining) or config
     sources = [read_yaml(config)] if config is not None else []
-    sources.append(parse_command_line(Args, remaining, ALIASES))
+    sources.append(parse_command_line(Args, remaining, ALIASES, _OF_THE_LAUNCHER))
     folders = [Path(config).resolve().parent] if config is not None else []
     return [_resolved(source, folders) for source in sources]
 

@@ -123,9 +123,8 @@ def _total(choice: Choice) -> str:
 
 def _gib(num_bytes: int) -> str:
     value = num_bytes / GIB
-    if 0 < value < 0.01:
-        return f"{value:.1g}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    digits = 1 if value >= 10 else 2 if value >= 0.01 or not value else 4
+    return f"{value:.{digits}f}"
 
 
 def _count(number: int) -> str:

@@ -13,10 +13,21 @@ from strict_settings.schema import _dataclass_in, _union_parts, hints_of
 from strict_settings.source import Path, Source
 
 
-def parse_command_line(cls: type, words: Sequence[str], aliases: Mapping[str, str] | None = None) -> Source:
+def parse_command_line(
+    cls: type,
+    words: Sequence[str],
+    aliases: Mapping[str, str] | None = None,
+    elsewhere: Mapping[str, str] | None = None,
+) -> Source:
     """The settings among `words`: `--name value`, `--name=value`, and `--flag` alone for a true/false field.
 
     Values are read as in YAML, except that text fields take the word as it is: `--run_name 007` is '007'.
+
+    Args:
+        cls: the dataclass of the settings.
+        words: of the command line.
+        aliases: other spelling → setting.
+        elsewhere: option of another program → what to write here instead of it.
 
     Raises:
         SettingsError: unknown options (with a suggestion), missing or repeated values, words that belong to nothing.
@@ -30,7 +41,7 @@ def parse_command_line(cls: type, words: Sequence[str], aliases: Mapping[str, st
     remaining = list(words)
     while remaining:
         typed = remaining[0].partition("=")[0]
-        option, text, problem = _take_option(remaining, fields)
+        option, text, problem = _take_option(remaining, fields, elsewhere or {})
         if problem is not None:
             problems.append(problem)
             continue
@@ -66,7 +77,9 @@ def _fields(cls: type, path: Path = ()) -> dict[Path, Any]:
     return result
 
 
-def _take_option(remaining: list[str], fields: Mapping[Path, Any]) -> tuple[str, str, Problem | None]:
+def _take_option(
+    remaining: list[str], fields: Mapping[Path, Any], elsewhere: Mapping[str, str]
+) -> tuple[str, str, Problem | None]:
     """Removes one option and its value from the front: (dotted name, text, problem)."""
     word = remaining.pop(0)
     if not word.startswith("--") or word == "--":
@@ -77,12 +90,8 @@ def _take_option(remaining: list[str], fields: Mapping[Path, Any]) -> tuple[str,
     if path not in fields:
         if not equals and remaining and not remaining[0].startswith("--"):
             remaining.pop(0)
-        known = [".".join(field) for field in fields]
-        return (
-            option,
-            "",
-            Problem(f"the option --{name}", Described("unknown"), "be a known setting", with_suggestion(option, known)),
-        )
+        remedy = elsewhere.get(option) or with_suggestion(option, [".".join(field) for field in fields])
+        return option, "", Problem(f"the option --{name}", Described("unknown"), "be a known setting", remedy)
     if equals:
         return option, text, None
     has_value = bool(remaining) and not remaining[0].startswith("--")

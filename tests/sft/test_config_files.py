@@ -267,6 +267,22 @@ def test_wrong_settings_end_with_code_2_and_are_told_in_the_log_of_every_rank(
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["--zero", "2"], "Write --deepspeed ds_configs/zero2.json (or zero0, zero1, zero3);"),
+        (["--procs-per-node=2"], "It is an option of `python -m launch`, or of `launch:` in the settings file."),
+    ],
+)
+def test_an_option_of_the_launcher_is_told_as_one(
+    words: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    option = words[0].partition("=")[0]
+    rule = "is unknown; it must be a known setting."
+    assert capsys.readouterr().err.startswith(f"error: the option {option} {rule} {remedy}")
+
+
 def test_a_batch_that_does_not_fit_the_world_is_refused_by_the_check(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
