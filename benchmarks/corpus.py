@@ -131,6 +131,17 @@ def _text(num_words: int, vocabulary: int, rng: np.random.Generator) -> str:
     return " ".join(f"w{rank}" for rank in ranks)
 
 
+def encoded(args: Any, tokenizer: Any) -> Any:
+    """The training data of a run's settings, as its documents, in memory."""
+    from sft.dataset import ConversationDataset
+    from sft.masking import Masker
+    from sft.sources import read_conversations
+    from sft.tokenizer import pad_token_id
+
+    masker = Masker(tokenizer, pad_token_id(tokenizer))
+    return ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
+
+
 def write_model(folder: Path, config: dict[str, Any], tokenizer_folder: Path, seed: int) -> None:
     """Random weights in float32, the same for the same seed, with the tokenizer beside them."""
     import torch

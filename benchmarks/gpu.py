@@ -37,7 +37,7 @@ sys.path[0] = str(ROOT)
 from benchmarks import rounds  # noqa: E402
 from benchmarks.corpus import CHAT, MODELS, small, write_conversations, write_tokenizer  # noqa: E402
 
-LOSS_TOLERANCE, NORM_TOLERANCE, GATE_STEPS = 1e-3, 1e-2, 20
+GATE_STEPS = 20
 PEAK_TFLOPS = 989.0
 """Of an H100 or H200 (SXM), dense bfloat16, by the vendor's datasheet."""
 PARTS = ROOT / "benchmarks" / "gpu_parts.py"
@@ -145,11 +145,8 @@ def compared(name: str, ours: dict[str, Any], reference: dict[str, Any]) -> str:
         SystemExit: too far.
     """
     number = len(reference["loss"])
-    loss, norm = (rounds.differences(ours[of][:number], reference[of]) for of in ("loss", "grad_norm"))
-    said = f"{name}: losses of {number} steps differ from the reference's by {loss:.1e} at most, norms by {norm:.1e}"
-    if not (loss <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE):
-        raise SystemExit(f"{said}: not the same training\n{ours['loss'][:number]}\n{reference['loss']}")
-    return said
+    own, wanted = ((found["loss"][:number], found["grad_norm"][:number]) for found in (ours, reference))
+    return rounds.compared(name, own, "the reference", wanted)
 
 
 def line(name: str, runs: list[dict[str, Any]], num_warmup: int) -> str:

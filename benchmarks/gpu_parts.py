@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 from benchmarks import rounds  # noqa: E402
+from benchmarks.corpus import encoded  # noqa: E402
 from benchmarks.gpu import GATE_STEPS  # noqa: E402
 
 
@@ -69,14 +70,9 @@ def _steps(args: Any, tokenizer: Any) -> Iterator[list[tuple[Any, Any]]]:
     """(ids, which of them are trained) of each document of the first steps, as the project's plan takes them."""
     import torch
 
-    from sft.dataset import ConversationDataset
-    from sft.masking import Masker
     from sft.plan import Plan
-    from sft.sources import read_conversations
-    from sft.tokenizer import pad_token_id
 
-    masker = Masker(tokenizer, pad_token_id(tokenizer))
-    data = ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
+    data = encoded(args, tokenizer)
     plan = Plan.of(args, len(data), 1, data.lengths)
     for step in range(GATE_STEPS):
         rows = plan.rows.step(step, plan.rows_per_step)

@@ -18,9 +18,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 ROOT = Path(__file__).resolve().parent.parent
+Courses: TypeAlias = tuple[Sequence[float], Sequence[float]]
+"""(loss, gradient norm) of each optimizer step."""
+LOSS_TOLERANCE, NORM_TOLERANCE = 1e-3, 1e-2
+"""By how much, relative, sides may differ that train the same."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """What `sft/allocator.py` tells malloc, for other programs: keep freed memory from step to step."""
 
@@ -198,6 +202,21 @@ def differences(losses: Iterable[float], others: Iterable[float]) -> float:
     in either."""
     found = [abs(a - b) / abs(b) for a, b in zip(losses, others, strict=True)]
     return next((difference for difference in found if math.isnan(difference)), max(found))
+
+
+def compared(side: str, run: Courses, other: str, reference: Courses, *, is_gate: bool = True) -> str:
+    """How far the losses and gradient norms of a side are from another's.
+
+    Raises:
+        SystemExit: they are not the same training, and `is_gate`.
+    """
+    loss, norm = (differences(found, wanted) for found, wanted in zip(run, reference, strict=True))
+    said = f"{side}: losses of {len(reference[0])} steps differ from {other}'s by {loss:.1e} at most, "
+    said += f"gradient norms by {norm:.1e}"
+    if is_gate and not (loss <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE):
+        pairs = "\n".join(f"{a:.5f} {b:.5f}" for a, b in zip(run[0], reference[0], strict=True))
+        raise SystemExit(f"{said}: not the same training, nothing is timed.\n{pairs}")
+    return said
 
 
 def summary(values: Sequence[float]) -> tuple[float, float, float]:

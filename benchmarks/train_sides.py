@@ -19,6 +19,7 @@ sys.path[0] = str(ROOT)
 
 import numpy as np  # noqa: E402
 
+from benchmarks.corpus import encoded  # noqa: E402
 from benchmarks.rounds import Measured  # noqa: E402
 
 Rows = list[dict[str, list[int]]]
@@ -91,20 +92,16 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
     import torch
 
     from sft.arguments import load_args
-    from sft.dataset import ConversationDataset
-    from sft.masking import Masker
     from sft.model_check import prepare_model
     from sft.plan import Plan
-    from sft.sources import read_conversations
     from sft.step_data import step_data
-    from sft.tokenizer import build_tokenizer, pad_token_id
+    from sft.tokenizer import build_tokenizer
     from sft.train import build_engine
     from sft.world import World
 
     args, world = load_args(config=folder / "run.yaml"), World(0, 0, 1, torch.device(plan["device"]))
     tokenizer = build_tokenizer(args)
-    masker = Masker(tokenizer, pad_token_id(tokenizer))
-    data = ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
+    data = encoded(args, tokenizer)
     _, engine = build_engine(args, tokenizer, [], folder, world)
     collation, arithmetic = prepare_model(engine, args, world), Plan.of(args, len(data), world.size, data.lengths)
     numbers = range(1, len(plan["steps"]) + 1)

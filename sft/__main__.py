@@ -14,9 +14,7 @@ if __name__ == "__main__" and not __package__:
 
 from sft.env_file import take_secrets
 from sft.errors import SftError
-from sft.model_list import keep_model_list
 from sft.process_end import leave
-from sft.storage import user_cache_folder
 from strict_settings import Problem, SettingsError
 
 USAGE = """usage: python -m sft COMMAND …
@@ -39,6 +37,13 @@ USAGE = """usage: python -m sft COMMAND …
 
 _WITHOUT_SECRETS = ("import-config", "report", "settings")
 """Commands that ask neither a tracker nor the hub."""
+
+
+def _keep_model_list() -> None:
+    from sft.model_list import keep_model_list
+    from sft.storage import user_cache_folder
+
+    keep_model_list(user_cache_folder(os.environ))
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -68,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
             reconfigure(errors="backslashreplace")  # data may hold what the terminal's encoding does not
     if given[0] not in _WITHOUT_SECRETS:
         take_secrets()
-    keep_model_list(user_cache_folder(os.environ))
+    _keep_model_list()
     try:
         return commands[given[0]](given[1:])
     except (SettingsError, SftError) as error:
