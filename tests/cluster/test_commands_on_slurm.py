@@ -113,7 +113,8 @@ def test_mode_46_why_a_run_waits(launch: Commands) -> None:
     everything = ["--executor", "slurm", "--nodes", str(len(launch.lab.nodes)), "--cpus-per-task", "8", "--script"]
     launch("submit", *everything, "speaker.py", "--name", "first", "--partition", "urgent")
     launch("submit", *everything, "speaker.py", "--name", "second")
-    wait_for(lambda: launch.facts("status", "second")["reason"] in ("Resources", "Priority"))
+    # It waits for its priority at first, then for nodes: only what Slurm says last stays the same between two commands.
+    wait_for(lambda: launch.facts("status", "second")["reason"] == "Resources")
     facts = launch.facts("status", "second")
     assert facts["state"] == "PENDING"
     assert facts["explanation"]
