@@ -23,11 +23,12 @@ Run = Callable[[str, Path, int], None]
 
 
 def run_scenario(name: str, folder: Path, num_processes: int) -> None:
-    """Runs a scenario under torchrun on a free port; its output is shown when it fails."""
+    """Runs a scenario under torchrun on a free port; its output is shown when it fails, or when a library warns."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     command += [str(ROOT / "tests" / "ranks" / "scenarios.py"), name, str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert "FutureWarning" not in done.stderr, done.stderr[-6000:]
 
 
 @pytest.fixture(scope="module")
