@@ -142,12 +142,15 @@ def encoded(args: Any, tokenizer: Any) -> Any:
     return ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
 
 
-def write_model(folder: Path, config: dict[str, Any], tokenizer_folder: Path, seed: int) -> None:
-    """Random weights in float32, the same for the same seed, with the tokenizer beside them."""
+def write_model(
+    folder: Path, config: dict[str, Any], tokenizer_folder: Path, seed: int, device: str = "cpu", dtype: str = "float32"
+) -> None:
+    """Random weights, the same for the same seed and device, with the tokenizer beside them."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)

@@ -1,6 +1,7 @@
-"""One part of gpu.py, in a process of its own: `python benchmarks/gpu_parts.py reference|cleansft FOLDER RESULT`.
+"""One part of gpu.py, in a process of its own: `python benchmarks/gpu_parts.py PART FOLDER RESULT`, where PART is
+`weights`, then `reference` or `cleansft`.
 
-FOLDER is made by gpu.py: `run.yaml` with its data and tokenizer; the weights come from the settings' seed.
+FOLDER is made by gpu.py: `run.yaml` with its data, `tokenizer/`, and the model's configuration, `model.json`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 from benchmarks import rounds  # noqa: E402
-from benchmarks.corpus import encoded  # noqa: E402
-from benchmarks.gpu import GATE_STEPS  # noqa: E402
+from benchmarks.corpus import encoded, write_model  # noqa: E402
+from benchmarks.gpu import GATE_STEPS, SEED  # noqa: E402
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """Random weights in `model/`, for all other parts; made on the GPU where there is one."""
+    config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    write_model(folder / "model", config, folder / "tokenizer", SEED, rounds.here(), "bfloat16")
+    return {}
 
 
 def cleansft(folder: Path) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def _steps(args: Any, tokenizer: Any) -> Iterator[list[tuple[Any, Any]]]:
 
 def main(part: str, folder: str, result: str) -> None:
     """Runs a part and writes what it found."""
-    found = {"reference": reference, "cleansft": cleansft}[part](Path(folder))
+    found = {"weights": weights, "reference": reference, "cleansft": cleansft}[part](Path(folder))
     Path(result).write_text(json.dumps(found), encoding="utf-8")
 
 

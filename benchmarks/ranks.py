@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def main(words: list[str] | None = None) -> None:
     sides = ["one process", *(f"{engine} × {size}" for engine in options.engines for size in (1, 2))]
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
-        prepare(work, options.steps, options.small)
+        prepare(work, options.steps, options.small, conditions)
         for number in (1, options.rounds):  # what the first round has measured is not measured again
             found = rounds.in_turn(sides, number, work, lambda side, path: measure(side, path, work, conditions))
             if number == 1:
@@ -62,19 +63,18 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     rounds.add_conditions(parser, threads=1, rounds=5)
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
-    parser.add_argument("--steps", type=int, default=7, help="optimizer steps of a run, with the warm-up [7]")
-    parser.add_argument("--warmup", type=int, default=3, help="first steps that are not timed [3]")
+    rounds.add_steps(parser, steps=7, warmup=3)
     parser.add_argument("--small", action="store_true", help="a tiny model and short documents, to try the script")
-    return parser.parse_args(words)
+    return rounds.parsed(parser, words)
 
 
-def prepare(work: Path, num_steps: int, is_small: bool) -> None:
+def prepare(work: Path, num_steps: int, is_small: bool, conditions: rounds.Conditions) -> None:
     """Conversations, first weights and settings."""
-    if (work / "run.yaml").is_file():
-        return
-    work.mkdir(parents=True, exist_ok=True)
     config = small(MODEL_T) if is_small else MODEL_T
     lengths = LONG_TAIL.shorter(16) if is_small else LONG_TAIL
+    is_new = rounds.describe(work, {"model": config, "num_steps": num_steps, **asdict(conditions)})
+    if not is_new and (work / "run.yaml").is_file():
+        return
     write_tokenizer(work / "tokenizer", config["vocab_size"])
     write_model(work / "model", config, work / "tokenizer", SEED)
     write_conversations(work / "train.jsonl", num_steps * DOCUMENTS_PER_STEP, lengths, config["vocab_size"], SEED)

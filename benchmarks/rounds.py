@@ -29,6 +29,10 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_":
 """What `sft/allocator.py` tells malloc, for other programs: keep freed memory from step to step."""
 
 
+class Unmeasured(SystemExit):
+    """A side failed, or did something else than the others; what else was measured stands."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What one process measured."""
@@ -71,11 +75,20 @@ class Conditions:
     """Words before every command, such as `taskset -c 0,1`."""
 
     def run(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> str:
-        """Runs a command to its end; returns what it said. A command that fails ends the benchmark."""
+        """Runs a command to its end; returns what it said.
+
+        Raises:
+            Unmeasured: it failed.
+        """
         process = self.start(command, environment)
-        said, _ = process.communicate()
+        try:
+            said, _ = process.communicate()
+        except BaseException:  # this one is told to end: so must that one be
+            process.kill()
+            process.wait()
+            raise
         if process.returncode:
-            raise SystemExit(f"{shlex.join(map(str, command))}\nended with {process.returncode}\n{said}")
+            raise Unmeasured(f"{shlex.join(map(str, command))}\nended with {process.returncode}\n{said}")
         return said
 
     def start(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -83,9 +96,14 @@ class Conditions:
         return subprocess.Popen(
             [*self.wrap, *map(str, command)],
             env={**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false",
-                 "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
+                 "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1", **environment},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+
+
+def python_path(*folders: Path) -> str:
+    """PYTHONPATH of a process: the project, these folders, and what this process was given."""
+    return os.pathsep.join(filter(None, [str(ROOT), *map(str, folders), os.environ.get("PYTHONPATH")]))
 
 
 def parse_no_options(claim: str | None) -> None:
@@ -100,6 +118,25 @@ def add_conditions(parser: argparse.ArgumentParser, threads: int, rounds: int | 
         parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions of every side, in turn [{rounds}]")
     parser.add_argument("--wrap", default="", help="words before every command, such as 'taskset -c 0,1'")
     parser.add_argument("--work", type=Path, help="working folder; what it holds already is not measured again")
+
+
+def add_steps(parser: argparse.ArgumentParser, steps: int, warmup: int) -> None:
+    """The options for the length of a run."""
+    parser.add_argument("--steps", type=int, default=steps,
+                        help=f"optimizer steps of a run, with the warm-up [{steps}]")  # fmt: skip
+    parser.add_argument("--warmup", type=int, default=warmup, help=f"first steps that are not timed [{warmup}]")
+
+
+def parsed(parser: argparse.ArgumentParser, words: list[str] | None, *, least_rounds: int = 1) -> argparse.Namespace:
+    """The command line, with the options of `add_conditions` and `add_steps`; what they cannot be ends it."""
+    options = parser.parse_args(words)
+    if options.rounds < least_rounds:
+        parser.error(f"--rounds is {options.rounds}; it must be at least {least_rounds}")
+    if not 1 <= options.warmup < options.steps:
+        parser.error(f"--warmup is {options.warmup}; it must be at least 1 and below --steps, {options.steps}")
+    if options.work is not None:
+        options.work = options.work.resolve()
+    return options
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -129,20 +166,41 @@ def require(device: str) -> None:
 
 
 def describe(folder: Path, what: Mapping[str, Any]) -> bool:
-    """Writes down what a working folder is for; whether it is new.
+    """Writes down what a working folder is for, and the commit and libraries it is measured with; whether it is new.
 
     Raises:
-        SystemExit: it is for something else.
+        SystemExit: it is for something else, or cannot be made.
     """
     file = folder / "what.json"
-    text = json.dumps(what, indent=1)
+    wanted = json.loads(json.dumps({**what, "commit": commit(), "versions": versions()}))
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise SystemExit(f"error: --work: {folder} holds other files; it must be new or empty.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+        except OSError as error:
+            why = error.strerror
+            raise SystemExit(f"error: --work: {folder} cannot be made: {why}; give another folder.") from None
         return True
-    if file.read_text(encoding="utf-8") != text:
-        raise SystemExit(f"error: --work: {file} describes another measurement; give another folder.\n{text}")
+    held = read_json(file)
+    others = [name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name)]
+    if others:
+        lines = "\n".join(f"  {name}: {held.get(name)!r} there, {wanted.get(name)!r} now" for name in others)
+        raise SystemExit(f"error: --work: {file} describes another measurement; give another folder.\n{lines}")
     return False
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+        SystemExit: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"error: {path} is damaged ({error}); remove it, and run the same command again.") from None
 
 
 def here() -> str:
@@ -176,6 +234,9 @@ def in_turn(
     """Side → what it measured in each round; sides take turns (ABAB). `measure(side, path)` writes the path's JSON.
 
     Whatever the folder holds already is taken as it is.
+
+    Raises:
+        SystemExit: it was interrupted.
     """
     found: dict[str, list[Any]] = {side: [] for side in sides}
     for number in range(num_rounds):
@@ -183,12 +244,15 @@ def in_turn(
             path = folder / f"{number}-{side}.json"
             if not path.is_file():
                 unfinished = path.with_suffix(".unfinished")
-                measure(side, unfinished)
-                record = json.loads(unfinished.read_text(encoding="utf-8"))
+                try:
+                    measure(side, unfinished)
+                except KeyboardInterrupt:
+                    raise SystemExit("interrupted; what was measured is kept where --work FOLDER was given") from None
+                record = read_json(unfinished)
                 unfinished.write_text(json.dumps({**record, "loadavg": os.getloadavg()[0]}), encoding="utf-8")
                 unfinished.rename(path)
                 print(f"round {number + 1}: {side} done, load average {os.getloadavg()[0]:.1f}", file=sys.stderr)
-            found[side].append(json.loads(path.read_text(encoding="utf-8")))
+            found[side].append(read_json(path))
     return found
 
 
@@ -208,14 +272,15 @@ def compared(side: str, run: Courses, other: str, reference: Courses, *, is_gate
     """How far the losses and gradient norms of a side are from another's.
 
     Raises:
-        SystemExit: they are not the same training, and `is_gate`.
+        Unmeasured: they are not the same training, and `is_gate`.
     """
     loss, norm = (differences(found, wanted) for found, wanted in zip(run, reference, strict=True))
     said = f"{side}: losses of {len(reference[0])} steps differ from {other}'s by {loss:.1e} at most, "
     said += f"gradient norms by {norm:.1e}"
     if is_gate and not (loss <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE):
-        pairs = "\n".join(f"{a:.5f} {b:.5f}" for a, b in zip(run[0], reference[0], strict=True))
-        raise SystemExit(f"{said}: not the same training, nothing is timed.\n{pairs}")
+        courses = zip(run[0], reference[0], run[1], reference[1], strict=True)
+        lines = "\n".join(f"loss {a:.5f} {b:.5f}, gradient norm {c:.5f} {d:.5f}" for a, b, c, d in courses)
+        raise Unmeasured(f"error: {said}: not the same training, nothing is timed.\n{lines}")
     return said
 
 
@@ -236,9 +301,15 @@ def load_averages(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, with + where the working tree differs from it."""
+    """The commit that is measured, with + where the working tree differs from it; `unknown` in a copy without git."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+    except OSError:
+        return "unknown"
+    if not head:
+        return "unknown"
+    return f"{head}+" if git("status", "--porcelain", "--untracked-files=no") else head

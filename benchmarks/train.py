@@ -2,7 +2,8 @@
 transformers' Trainer do, at the speed of a bare loop, with the same losses.
 
     python benchmarks/train.py [--peers FOLDER] [--rounds 5] [--steps 7] [--warmup 3] [--threads 2] [--work FOLDER]
-    python benchmarks/train.py --device cuda --model 0.6B --documents 32 --threads 8 --steps 23 [--peers FOLDER]
+    python benchmarks/train.py --device cuda --model 0.6B --documents 32 --threads 8 --steps 23 \
+        --sides cleansft trl_best trl_default --rounds 3 --work FOLDER [--peers FOLDER]
 
 A Qwen3-shaped model of 41M parameters and a vocabulary of 32,000, 8 documents per optimizer step, on the CPU, in
 bfloat16 autocast where the device has units for it (as the project does by itself), else in float32. On a GPU the
@@ -69,9 +70,7 @@ def main(words: list[str] | None = None) -> None:
     case = case_of(options)
     peers = install_peers(options.peers, case.device) if any(side.startswith("trl") for side in options.sides) else None
     with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        bench = Bench(work, rounds.conditions(options), peers, case)
+        bench = Bench(options.work or Path(temporary), rounds.conditions(options), peers, case)
         if options.gate_steps:
             print(bench.gate(options.sides, options.gate_steps))
         if options.rounds:
@@ -84,15 +83,14 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     rounds.add_conditions(parser, threads=2, rounds=5)
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "cleansft" / "benchmark-peers")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--steps", type=int, default=7, help="optimizer steps of a run, with the warm-up [7]")
-    parser.add_argument("--warmup", type=int, default=3, help="first steps that are not timed [3]")
+    rounds.add_steps(parser, steps=7, warmup=3)
     parser.add_argument("--gate-steps", type=int, default=GATE_STEPS, help=f"[{GATE_STEPS}]; 0: no gate, and no claim")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all sides [cpu]")
     parser.add_argument("--model", choices=MODELS, default="41M", help="[41M]")
     parser.add_argument("--documents", type=int, default=8, help="of an optimizer step [8]")
     rounds.add_dtype(parser)
     parser.add_argument("--small", action="store_true", help="a tiny model and short documents, to try the script")
-    return parser.parse_args(words)
+    return rounds.parsed(parser, words, least_rounds=0)
 
 
 @dataclass(frozen=True)
@@ -122,12 +120,21 @@ def case_of(options: argparse.Namespace) -> Case:
 
 
 def install_peers(folder: Path, device: str) -> Path:
-    """The folder with the peers in it; what is not there is installed."""
+    """The folder with the peers in it; what is not there, or in another version, is installed.
+
+    Raises:
+        SystemExit: it cannot be.
+    """
     missing = [name for name in PEERS[device] if not _is_there(folder, name)]
     if missing:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *missing]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
+        command += ["--target", str(folder), *missing]
         print(f"installing {', '.join(missing)} into {folder}", file=sys.stderr)
-        subprocess.run(command, check=True)
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(
+                f"error: --peers: {folder} lacks {', '.join(missing)}, and pip could not install them; bring the "
+                "folder from a machine with a network (benchmarks/README.md has the command)."
+            )
     return folder
 
 
@@ -190,14 +197,16 @@ class Bench:
         environment = dict(rounds.ALLOCATOR) if side in WITH_ALLOCATOR else {}
         environment |= rounds.on(self._case.device)
         if side.startswith("trl"):
-            environment["PYTHONPATH"] = f"{ROOT}:{self._peers}"
+            environment["PYTHONPATH"] = rounds.python_path(self._peers)
         script = ROOT / "benchmarks" / "train_sides.py"
         self._conditions.run([sys.executable, script, side, folder, path], environment)
 
     def _prepared(self, name: str, num_steps: int, lengths: Lengths) -> Path:
         """The folder of a comparison, with its conversations, weights, settings and the documents of each step."""
         folder, case = self._work / name, self._case
-        is_new = rounds.describe(folder, {**asdict(case), "lengths": asdict(lengths), "num_steps": num_steps})
+        what = {**asdict(case), "lengths": asdict(lengths), "num_steps": num_steps, **asdict(self._conditions)}
+        what["device_name"] = rounds.name_of(case.device)
+        is_new = rounds.describe(folder, what)
         if not is_new and (folder / "plan.json").is_file():
             return folder
         write_tokenizer(folder / "tokenizer", case.config["vocab_size"])

@@ -83,7 +83,7 @@ def initialize_deepspeed(world: World) -> Any:
 
     logger.setLevel(logging.WARNING)
     # torch 2.13 has other words for collectives, which DeepSpeed does not know yet: several lines of a log per step.
-    warnings.filterwarnings("ignore", message=".*`torch.distributed.* is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
     if world.device.type == "cpu":
         # Otherwise the first use compiles a shared-memory all-reduce in C++, for half a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

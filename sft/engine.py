@@ -12,6 +12,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -284,8 +285,28 @@ def compile_layers(module: nn.Module, *, fixed_sizes: bool = False) -> None:
     Sizes are symbols, so that batches of other lengths run the same code; or those of the first batch, with a second
     code, of symbols, for any other.
     """
+    dynamic = None if fixed_sizes else True
     for layer in decoder_layers(module):
-        layer.compile(dynamic=None if fixed_sizes else True)
+        layer.compile(dynamic=dynamic)
+        _compile_recomputed(layer, dynamic)
+
+
+def _compile_recomputed(layer: Any, dynamic: bool | None) -> None:
+    """Newer transformers (5.23 does, 5.17 does not) checkpoint a layer within its `forward`. A checkpoint in which the
+    graph breaks, as it does at our attention, is not compiled at all: what it calls has to be."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    is_within = isinstance(layer, GradientCheckpointingLayer) and "__call__" not in vars(GradientCheckpointingLayer)
+    if not (is_within and layer.gradient_checkpointing):
+        return
+    # A recomputation must take the code that its forward took, not what was used last (pytorch issue 166926).
+    torch._C._dynamo.eval_frame._set_lru_cache(False)  # type: ignore[attr-defined]
+    compiled = torch.compile(type(layer).forward.__wrapped__, dynamic=dynamic)
+    layer._gradient_checkpointing_func = partial(_checkpoint, layer._gradient_checkpointing_func, compiled)
+
+
+def _checkpoint(checkpoint: Any, compiled: Any, forward: partial[Any], *args: Any) -> Any:
+    return checkpoint(partial(compiled, *forward.args, **forward.keywords), *args)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

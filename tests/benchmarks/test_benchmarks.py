@@ -79,6 +79,37 @@ def test_a_working_folder_is_for_one_measurement(tmp_path: Path) -> None:
     assert not rounds.describe(tmp_path / "work", {"device": "cpu"})
     with pytest.raises(SystemExit, match="describes another measurement"):
         rounds.describe(tmp_path / "work", {"device": "cuda"})
+    (tmp_path / "work" / "what.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"what.json is damaged .*; remove it"):
+        rounds.describe(tmp_path / "work", {"device": "cpu"})
+    (tmp_path / "work" / "what.json").rename(tmp_path / "work" / "else.json")
+    with pytest.raises(SystemExit, match="holds other files; it must be new or empty"):
+        rounds.describe(tmp_path / "work", {"device": "cpu"})
+    with pytest.raises(SystemExit, match="cannot be made: Not a directory"):
+        rounds.describe(tmp_path / "work" / "else.json" / "folder", {"device": "cpu"})
+
+
+def test_an_interrupted_benchmark_says_how_to_go_on(tmp_path: Path) -> None:
+    def interrupted(side: str, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="interrupted; what was measured is kept"):
+        rounds.in_turn(["ours"], 1, tmp_path, interrupted)
+
+
+def test_without_git_a_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rounds, "ROOT", tmp_path)
+    assert rounds.commit() == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert rounds.commit() == "unknown"
+
+
+def test_peers_that_cannot_be_installed_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SystemExit, match=r"lacks trl==1.16.0.*bring the folder from a machine with a network"):
+        train.install_peers(tmp_path, "cpu")
 
 
 def test_rates_leave_the_warm_up_out() -> None:
@@ -121,9 +152,43 @@ def test_what_one_gpu_computes_tried_on_a_cpu(tmp_path: Path, capfd: pytest.Capt
     rows = table(printed)
     assert rows.keys() == {"", "4B", "8B-LoRA"}
     assert float(rows["4B"][0].replace(",", "")) > 0
-    assert rows["8B-LoRA"][6] == "15,000 tokens/s"
-    with pytest.raises(SystemExit, match="describes another measurement"):
+    with pytest.raises(SystemExit, match="describes another measurement") as refused:
         gpu.main([*words, "--work", str(tmp_path), "--with", "compile=false", "max_grad_norm=0.5"])
+    assert "max_grad_norm: None there, 0.5 now" in str(refused.value)
+    assert "learning_rate" not in str(refused.value)
+
+    # A case that does not pass the gate has no line; the others have.
+    reference = tmp_path / "4B" / "0-reference.json"
+    record = json.loads(reference.read_text())
+    reference.write_text(json.dumps({**record, "grad_norm": [1.03 * norm for norm in record["grad_norm"]]}))
+    with pytest.raises(SystemExit, match="not measured, for the reasons above: 4B"):
+        gpu.main([*words, "--rounds", "2", "--work", str(tmp_path)])
+    printed, told = capfd.readouterr()
+    assert table(printed).keys() == {"", "8B-LoRA"}
+    assert "not the same training" in told
+    assert not (tmp_path / "4B" / "1-cleansft.json").exists()
+    assert (tmp_path / "8B-LoRA" / "1-cleansft.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--rounds 0", "--rounds is 0; it must be at least 1"),
+        ("--steps 24 --warmup 24", "--warmup is 24; it must be at least 1 and below --steps, 24"),
+        ("--steps 19", "--steps is 19; it must be at least 20"),
+        ("--with compile", "it must be a setting, =, and its value"),
+        ("--with max_steps=30", "for max_steps, --steps"),
+        ("--with lora={r", "it must be JSON or YAML"),
+        ("--with nonsense=1", "the key 'nonsense' i"),
+    ],
+)
+def test_options_that_cannot_be_end_it_before_anything_runs(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        gpu.main(["--small", "--cases", "4B", "--work", str(tmp_path / "work"), *words.split()])
+    assert said in f"{refused.value}{capsys.readouterr().err}"
+    assert not (tmp_path / "work" / "4B").exists()
 
 
 def run_of(**values: list[float]) -> dict[str, Any]:
@@ -134,8 +199,10 @@ def run_of(**values: list[float]) -> dict[str, Any]:
 
 
 def test_a_line_of_the_gpu_leaves_the_warm_up_out() -> None:
-    expected = "| 4B | 17 | 17–17 | 659.3 | 0.667 | 0.700 | 1.000 | MFU 0.55 | 7.0 |"
+    expected = "| 4B | 17 | 17–17 | 659.3 | 0.667 | 0.700 | 1.000 | MFU 0.55: met | 7.0 |"
     assert gpu.line("4B", [run_of()], 2) == expected
+    assert "| 15,000 tokens/s: missed |" in gpu.line("8B-LoRA", [run_of()], 2)
+    assert "| 15,000 tokens/s: met |" in gpu.line("8B-LoRA", [run_of(num_tokens=[0, 0, 0, 45_000])], 2)
     assert gpu.line("4B", [run_of(), run_of(num_tokens=[0, 0, 0, 30])], 2).startswith("| 4B | 13 | 10–17 |")
 
 

@@ -8,6 +8,8 @@ import re
 import shutil
 import sys
 import types
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,22 @@ from sft.model import build_model
 from sft.tokenizer import build_tokenizer
 from sft.train import train_with
 from strict_settings import SettingsError
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs g++ for the CPU, and there is none"
+)
+
+
+@pytest.fixture
+def graphs() -> Iterator[Counter[str]]:
+    """What torch's compiler counts, from nothing: what it compiled for other tests is forgotten."""
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    yield counters["stats"]
+    torch.compiler.reset()
+    counters.clear()
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])])
@@ -150,7 +168,7 @@ def test_packed_rows_of_compiled_layers_are_filled_up(tmp_path: Path, monkeypatc
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for the CPU, and there is none")
+@needs_compiler
 def test_nothing_is_compiled_after_the_first_step_of_filled_up_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,20 +178,43 @@ def test_nothing_is_compiled_after_the_first_step_of_filled_up_rows(
 
 
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for the CPU, and there is none")
-def test_compiled_layers_train_alike_and_are_compiled_once_for_all_lengths(tmp_path: Path) -> None:
-    from torch._dynamo.utils import counters
-
+@needs_compiler
+def test_compiled_layers_train_alike_and_are_compiled_once_for_all_lengths(
+    tmp_path: Path, graphs: Counter[str]
+) -> None:
     train_file = write_conversations(tmp_path / "train.jsonl", 24)
     found = []
     for compiled in (False, True):
-        counters.clear()
+        graphs.clear()
         args = tiny_args(train_file, tmp_path / f"{compiled}", max_steps=10, compile=compiled)
         train_with(args)
         found.append(losses(tmp_path / f"{compiled}"))
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     # Before and after attention, which is left out; the first layer's input has no gradient when it is compiled first.
-    assert 2 <= counters["stats"]["unique_graphs"] <= 4
+    assert 2 <= graphs["unique_graphs"] <= 4
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+@needs_compiler
+@pytest.mark.parametrize("lora", [LoraArgs(enabled=False), LoraArgs(r=4)], ids=["full", "lora"])
+def test_layers_that_are_recomputed_are_compiled_as_a_whole_too(
+    tmp_path: Path, graphs: Counter[str], lora: LoraArgs
+) -> None:
+    train_file = write_conversations(tmp_path / "train.jsonl", 24)
+    captured, found = {}, {}
+    for compiled in (False, True):
+        for checkpointing in (False, True):
+            torch.compiler.reset()
+            graphs.clear()
+            folder = tmp_path / f"{compiled}-{checkpointing}"
+            more = {"compile": compiled, "gradient_checkpointing": checkpointing, "lora": lora}
+            train_with(tiny_args(train_file, folder, max_steps=4, **more))
+            captured[compiled, checkpointing] = graphs["calls_captured"]
+            found[compiled, checkpointing] = losses(folder)
+    for run in found.values():
+        assert run == pytest.approx(found[False, False], rel=1e-4)
+    # With LoRA the first layer, whose input has no gradient unless it is recomputed, is compiled for itself too.
+    assert 0 < captured[True, False] <= 2 * captured[True, True]
 
 
 def test_liger_is_told_to_replace_all_but_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
