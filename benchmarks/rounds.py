@@ -183,7 +183,7 @@ def describe(folder: Path, what: Mapping[str, Any]) -> bool:
             why = error.strerror
             raise SystemExit(f"error: --work: {folder} cannot be made: {why}; give another folder.") from None
         return True
-    held = read_json(file)
+    held = read_json(file, "remove it with its whole folder, or give another one")
     others = [name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name)]
     if others:
         lines = "\n".join(f"  {name}: {held.get(name)!r} there, {wanted.get(name)!r} now" for name in others)
@@ -191,7 +191,7 @@ def describe(folder: Path, what: Mapping[str, Any]) -> bool:
     return False
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "remove it, and run the same command again") -> Any:
     """What a file holds.
 
     Raises:
@@ -200,7 +200,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SystemExit(f"error: {path} is damaged ({error}); remove it, and run the same command again.") from None
+        raise SystemExit(f"error: {path} is damaged ({error}); {remedy}.") from None
 
 
 def here() -> str:

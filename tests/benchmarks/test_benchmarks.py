@@ -152,6 +152,7 @@ def test_what_one_gpu_computes_tried_on_a_cpu(tmp_path: Path, capfd: pytest.Capt
     rows = table(printed)
     assert rows.keys() == {"", "4B", "8B-LoRA"}
     assert float(rows["4B"][0].replace(",", "")) > 0
+    assert rows["8B-LoRA"][6].partition(":")[0] == "15,000 tokens/s"
     with pytest.raises(SystemExit, match="describes another measurement") as refused:
         gpu.main([*words, "--work", str(tmp_path), "--with", "compile=false", "max_grad_norm=0.5"])
     assert "max_grad_norm: None there, 0.5 now" in str(refused.value)
