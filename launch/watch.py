@@ -20,6 +20,8 @@ from launch.watchdog import Stillness
 from node_board import NodeBoard, Slot
 
 _REQUEST_INTERVAL_S = 0.4
+_OTHER_STACKS_S = 3.0
+"""How long the ranks of a node that hangs are kept for the other nodes' sake: what waits for them dies with them."""
 
 
 class NodeWatch:
@@ -113,16 +115,29 @@ class NodeWatch:
         """Writes down what each rank was doing, ends them all, and records it as a hang."""
         slots = [slot for slot in self.board.slots() if slot.pid]
         still_s = {self._rank(slot): self._stillness.still_s(slot) for slot in slots}
+        record = {"node": self._node, "host": socket.gethostname(), "at": time.time()}
         with telling_failure():
-            record = {"node": self._node, "host": socket.gethostname(), "at": time.time()}
             write_json(self._records / "hang.json", record)
         pids = {self._rank(slot): slot.pid for slot in slots}
         logs = {rank: self._logs / f"rank-{rank}.log" for rank in pids}
         findings = examine(pids, logs, self._spec.python)
+        with telling_failure():
+            write_json(self._records / f"stacks-{self._node}.json", record)
+        self._await_other_stacks()
         processes.kill_descendants()
         for slot in slots:
             rank = self._rank(slot)
             self._record_hang(slot, rank, findings[rank], still_s[rank], read_tail(logs[rank]))
+
+    def _await_other_stacks(self) -> None:
+        """Waits until each other node has asked its ranks for their stacks, or has ended."""
+        deadline = time.monotonic() + _OTHER_STACKS_S
+        while time.monotonic() < deadline:
+            kinds = ("stacks-*.json", "node-*.json")
+            done = {path.stem.split("-")[1] for kind in kinds for path in self._records.glob(kind)}
+            if len(done) >= self._spec.resources.nodes:
+                return
+            time.sleep(0.1)
 
     def _record_hang(self, slot: Slot, rank: int, finding: Finding, still_s: float, text: str) -> None:
         path = self._records / f"rank-{rank}.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,9 @@ from node_board import VARIABLE, NodeBoard
 
 
 @pytest.fixture
-def watch(make_spec: Callable[..., JobSpec], tmp_path: Path) -> Iterator[NodeWatch]:
-    """The watch over the second of two nodes with one rank each."""
+def watch(make_spec: Callable[..., JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeWatch]:
+    """The watch over the second of two nodes with one rank each; there is no agent of the first."""
+    monkeypatch.setattr("launch.watch._OTHER_STACKS_S", 0.2)
     for name in ("records", "logs"):
         make_directory(tmp_path / name)
     watch = NodeWatch(make_spec(procs_per_node=1), 1, tmp_path / "records", tmp_path / "logs")
@@ -70,6 +72,29 @@ def test_a_host_that_does_not_answer_is_the_cause_and_named(
     record = json.loads((tmp_path / "records" / "rank-1.json").read_text())
     assert (record["code"], record["reason"], record["step"]) == (11, "host_silent", 7)
     assert "waits, and n1 (10.77.0.11) does not answer: the same was sent 6 times." in record["error"]
+
+
+def test_ranks_that_hang_are_kept_until_the_other_nodes_have_asked_for_stacks(
+    watch: NodeWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for them would die with them, and leave none."""
+    records = tmp_path / "records"
+    files_at_end: list[list[str]] = []
+
+    def end() -> None:
+        files_at_end.append(sorted(os.listdir(records)))
+
+    monkeypatch.setattr("launch.watch.examine", lambda *_: {})
+    monkeypatch.setattr("launch.watch.processes.kill_descendants", end)
+    monkeypatch.setattr("launch.watch._OTHER_STACKS_S", 60.0)
+    answer = threading.Timer(0.3, write_json, [records / "stacks-0.json", {}])
+    answer.start()
+    watch.end_hanging_ranks()
+    answer.join()
+    assert files_at_end == [["hang.json", "stacks-0.json", "stacks-1.json"]]
+    (records / "stacks-0.json").rename(records / "node-0.json")  # it has ended: none will come
+    watch.end_hanging_ranks()
+    assert len(files_at_end) == 2
 
 
 @pytest.fixture
