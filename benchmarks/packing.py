@@ -20,12 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import rounds
-from sft.packing import TrainingRows, pack, row_costs
+from sft.flops import ModelShape
+from sft.packing import TrainingRows, pack
+from sft.row_costs import row_costs
 from sft.sharding import balanced
 
 NUM_DOCUMENTS = 100_000
 WORLD = 8
 ROWS_PER_RANK = (2, 4, 8, 16)
+SHAPE = ModelShape(body=440_000_000, adapters=0, head=155_000_000, attention=57_344, is_body_trained=True)
+"""Of a model like Qwen3-0.6B, for what rows cost."""
 Lengths = NDArray[np.int64]
 
 
@@ -66,7 +70,7 @@ def imbalance(rows: TrainingRows, lengths: Lengths, num_trained: Lengths, rows_p
     """(mean, worst) of max/mean − 1 of the ranks' costs over the full steps of an epoch."""
     found = []
     for step in range(rows.num_rows // (WORLD * rows_per_rank)):
-        costs = row_costs(rows.step(step, WORLD * rows_per_rank), lengths, num_trained)
+        costs = row_costs(rows.step(step, WORLD * rows_per_rank), lengths, num_trained, SHAPE)
         loads = np.array([costs[share].sum() for share in balanced(costs, WORLD)])
         found.append(loads.max() / loads.mean() - 1)
     return float(np.mean(found)), float(np.max(found))

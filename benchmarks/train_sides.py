@@ -92,6 +92,7 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
     import torch
 
     from sft.arguments import load_args
+    from sft.flops import ModelShape
     from sft.model_check import prepare_model
     from sft.plan import Plan
     from sft.step_data import step_data
@@ -105,9 +106,8 @@ def bare(folder: Path, plan: dict[str, Any]) -> Measured:
     _, engine = build_engine(args, tokenizer, [], folder, world)
     collation, arithmetic = prepare_model(engine, args, world), Plan.of(args, len(data), world.size, data.lengths)
     numbers = range(1, len(plan["steps"]) + 1)
-    batches = [
-        step.batches[0].to(world.device) for step in step_data(numbers, data, args, arithmetic, world, collation)
-    ]
+    steps = step_data(numbers, data, args, arithmetic, world, collation, ModelShape.of(engine.model))
+    batches = [step.batches[0].to(world.device) for step in steps]
     module = engine.loss_module.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=plan["learning_rate"], weight_decay=0.0, fused=True)
     clock, losses, norms = Clock(), list[float](), list[float]()

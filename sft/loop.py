@@ -71,7 +71,7 @@ def train(run: Training, state: RunState) -> RunState:
     engine.model.train()
     world.heartbeat.plan(plan.num_steps)
     steps = range(state.step + 1, plan.num_steps + 1)
-    upcoming = prefetched(step_data(steps, run.train_data, args, plan, world, collation, meter.window))
+    upcoming = prefetched(step_data(steps, run.train_data, args, plan, world, collation, meter.shape))
     if state.evaluation_is_due:  # the run was stopped before it
         state = evaluate_and_save(run, state, totals, collation)
     for step in profiled(steps, args, world):

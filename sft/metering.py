@@ -115,7 +115,7 @@ class Meter:
             world: the ranks, each with a device.
             matmul_flops_per_s: what one device reaches in plain matrix products, for MFU; None: MFU is not given.
         """
-        self._shape = shape
+        self.shape = shape
         self._timer = timer
         self._world = world
         self._rate = matmul_flops_per_s
@@ -138,11 +138,6 @@ class Meter:
         self._num_steps = 0
         self._started = time.perf_counter()
 
-    @property
-    def window(self) -> int:
-        """Tokens that attention looks back at in some layers of the model; 0: there are none."""
-        return self._shape.window
-
     def step(
         self, num_tokens: int, num_trained_tokens: int, own_slots: int, own_squares: int, own_beyond: int = 0
     ) -> None:
@@ -154,7 +149,7 @@ class Meter:
             own_slots: tokens that this rank computed, with padding; less than its documents have where what stands
                 behind the last trained token is left out.
             own_squares: sum of the squared lengths of the documents that it computed.
-            own_beyond: the same of what they have beyond `window`.
+            own_beyond: the same of what they have beyond the model's window.
         """
         self._num_tokens += num_tokens
         self._num_trained_tokens += num_trained_tokens
@@ -184,14 +179,14 @@ class Meter:
         )
         computed = Work(min(self._num_tokens, int(num_slots)), self._num_trained_tokens, int(squares), int(beyond))
         device_s = elapsed_s * self._world.size
-        flops_per_s = causal_flops(self._shape, computed) / device_s
+        flops_per_s = causal_flops(self.shape, computed) / device_s
         found: dict[str, float | None] = {
             "tokens_per_s": self._num_tokens / elapsed_s,
             "trained_tokens_per_s": self._num_trained_tokens / elapsed_s,
             "padding": 1.0 - computed.num_tokens / max(num_slots, 1),
             "tflops_per_s": flops_per_s / 1e12,
             "mfu": flops_per_s / self._rate if self._rate else None,
-            "mfu_palm": palm_flops(self._shape, computed) / device_s / self._rate if self._rate else None,
+            "mfu_palm": palm_flops(self.shape, computed) / device_s / self._rate if self._rate else None,
             **{f"{phase}_s": spent.get(phase, 0.0) / max(self._num_steps, 1) for phase in PHASES},
         }
         self._restart()

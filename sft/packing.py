@@ -22,10 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from sft.sharding import WINDOW, Windows, steps_per_epoch
 
-ATTENTION_TOKENS = 16_384
-"""A document of so many tokens costs as much in attention as in everything else: 12 × the width of a middling model."""
-TRAINED_SHARE = 0.1
-"""What a trained token costs on top: the cross-entropy over the vocabulary, as a share of a token's passes."""
 _KEPT_WINDOWS = 2
 
 
@@ -232,20 +228,3 @@ def _reordered(rows: Rows, order: NDArray[np.int64]) -> Rows:
     starts = np.concatenate([[0], np.cumsum(sizes)])
     places = np.repeat(rows.starts[:-1][order] - starts[:-1], sizes) + np.arange(starts[-1])
     return Rows(rows.documents[places], starts)
-
-
-def row_costs(rows: list[list[int]], lengths: ArrayLike, num_trained: ArrayLike) -> NDArray[np.float64]:
-    """What each row costs to compute, in tokens: its tokens, their attention within documents, and the loss.
-
-    Args:
-        rows: document numbers.
-        lengths: tokens of each document of the data set.
-        num_trained: trained tokens likewise.
-    """
-    sizes = np.array([len(row) for row in rows], dtype=np.int64)
-    documents = np.array([document for row in rows for document in row], dtype=np.int64)
-    tokens = np.asanyarray(lengths)[documents].astype(np.float64)
-    trained = np.asanyarray(num_trained)[documents]
-    cost = tokens + tokens**2 / ATTENTION_TOKENS + TRAINED_SHARE * trained
-    ends = np.cumsum(sizes)
-    return np.diff(np.concatenate([[0.0], np.cumsum(cost)])[np.concatenate([[0], ends])])

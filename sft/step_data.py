@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from sft.batching import Batch, collate_flat, collate_packed
 from sft.config import Args
 from sft.dataset import ConversationDataset
+from sft.flops import ModelShape
 from sft.model_check import Collation
-from sft.packing import row_costs
 from sft.plan import Plan
+from sft.row_costs import row_costs
 from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches
 from sft.world import World
@@ -45,18 +46,18 @@ def step_data(
     plan: Plan,
     world: World,
     collation: Collation,
-    window: int = 0,
+    shape: ModelShape,
 ) -> Generator[StepData]:
     """What each of these optimizer steps computes, on the CPU, ready to be copied to the device.
 
     The counts of all ranks come from the data's columns, which every rank has: no collective is needed for them.
-    `window` is the model's, in tokens (`sft.flops`); 0: it has none.
+    `shape` is the model's: what a row costs depends on it.
     """
     lengths, num_trained, total_weights = data.lengths, data.num_trained, data.total_weights
     size = args.per_device_train_batch_size
     for step in steps:
         rows = plan.rows.step(step - 1, plan.rows_per_step)
-        costs = row_costs(rows, lengths, num_trained)
+        costs = row_costs(rows, lengths, num_trained, shape)
         shares = rank_batches(rows, world.data_rank, world.data_size, size, costs, by_length=collation == "padded")
         documents = [document for row in rows for document in row]
         batches = [shard_of(batch_of(share, data, args, collation), world.sequence) for share in shares]
@@ -68,7 +69,7 @@ def step_data(
             float(total_weights[documents].sum()),
             sum(batch.input_ids.numel() for batch in batches),
             sum(sum_of_squares(batch, share, lengths) for batch, share in pairs),
-            sum(sum_of_squares(batch, share, lengths, window) for batch, share in pairs) if window else 0,
+            sum(sum_of_squares(batch, share, lengths, shape.window) for batch, share in pairs) if shape.window else 0,
             [[document for row in share for document in row] for share in shares],
         )
 

@@ -34,7 +34,7 @@ LAYERS = {
         "table_rows packing tracking run_files",
         "sources masks",
         "masking model optimizer history flops matmul_rate node_check profiling pieces manifest fence agreement",
-        "run_masker metering commit checkpoint_write identity output_dir plan loss_spikes trackers",
+        "run_masker row_costs metering commit checkpoint_write identity output_dir plan loss_spikes trackers",
         "batching truncation token_columns claims checkpoint_search",
         "encoding",
         "encoding_cache",

@@ -22,12 +22,13 @@ from tiny import tiny_args, write_conversations
 import sft.loop as train_loop
 from sft.config import ROOT, Args
 from sft.dataset import ConversationDataset
+from sft.flops import ModelShape
 from sft.loop import seed_dropout
 from sft.masking import Masker
 from sft.model_check import prepare_model
-from sft.packing import row_costs
 from sft.plan import Plan
 from sft.process_end import leave
+from sft.row_costs import row_costs
 from sft.sequence_shards import shard_of
 from sft.sharding import rank_batches
 from sft.sources import read_conversations
@@ -150,7 +151,7 @@ def _gradients(args: Args, world: World) -> dict[str, torch.Tensor]:
     plan = Plan.of(args, len(data), world.size, data.lengths)
     rows = plan.rows.between(0, 0, plan.rows_per_step)
     assert len(rows) == plan.rows_per_step
-    costs = row_costs(rows, data.lengths, data.num_trained)
+    costs = row_costs(rows, data.lengths, data.num_trained, ModelShape.of(engine.model))
     size = args.per_device_train_batch_size
     collation = prepare_model(engine, args, world)
     assert collation == "flat"

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from sft.batching import collate, collate_packed
 from sft.documents import Document
+from sft.flops import ModelShape
 from sft.loss import sum_of_token_losses
-from sft.packing import TrainingRows, pack, row_costs
+from sft.packing import TrainingRows, pack
 from sft.packing_check import refuse_if_packing_leaks
+from sft.row_costs import row_costs
 from sft.sharding import WINDOW, rank_batches, steps_per_epoch
 from strict_settings import SettingsError
 
+SHAPE = ModelShape(body=1_000_000, adapters=0, head=500_000, attention=100, is_body_trained=True)
 lengths_of_documents = st.lists(st.integers(1, 50), min_size=1, max_size=120)
 
 
@@ -134,17 +137,13 @@ def test_ranks_of_a_packed_step_cost_the_same() -> None:
     rows = TrainingRows(len(lengths), 7, lengths, 4096)
     for step in range(rows.num_rows // 64):
         taken = rows.step(step, 64)
-        costs = row_costs(taken, lengths, num_trained)
+        costs = row_costs(taken, lengths, num_trained, SHAPE)
         of_row = {tuple(row): cost for row, cost in zip(taken, costs, strict=True)}
         shares = [rank_batches(taken, rank, 8, 4, costs) for rank in range(8)]
         assert [len(batch) for share in shares for batch in share] == [4] * 16
         assert sorted(row for share in shares for batch in share for row in batch) == sorted(taken)
         loads = np.array([sum(of_row[tuple(row)] for batch in share for row in batch) for share in shares])
         assert loads.max() / loads.mean() - 1 < 0.01
-
-
-def test_the_cost_of_a_row_counts_tokens_attention_and_loss() -> None:
-    assert row_costs([[0], [1, 2], []], [16_384, 8192, 8192], [10, 0, 0]).tolist() == [32_769.0, 24_576.0, 0.0]
 
 
 # Models that keep documents apart, and those that do not
@@ -304,7 +303,7 @@ def test_failure_mode_29_five_rows_on_four_ranks_give_every_rank_as_many_batches
         seen: list[list[int]] = []
         for step in range(steps):
             taken = rows.step(step, 4 * size)
-            costs = row_costs(taken, [40, 41, 42, 43, 44], [1] * 5)
+            costs = row_costs(taken, [40, 41, 42, 43, 44], [1] * 5, SHAPE)
             shares = [rank_batches(taken, rank, 4, size, costs, by_length=capacity is None) for rank in range(4)]
             assert {len(share) for share in shares} == {1}
             seen += [row for share in shares for batch in share for row in batch]

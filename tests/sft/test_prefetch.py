@@ -14,6 +14,7 @@ import torch
 from tiny import tiny_args, write_conversations
 
 from sft.dataset import ConversationDataset
+from sft.flops import ModelShape
 from sft.masking import Masker
 from sft.plan import Plan
 from sft.prefetch import prefetched
@@ -21,6 +22,8 @@ from sft.sources import read_conversations
 from sft.step_data import step_data
 from sft.tokenizer import build_tokenizer, pad_token_id
 from sft.world import World
+
+SHAPE = ModelShape(1000, 0, 200, attention=10, is_body_trained=True, window=20, windowed_share=0.5)
 
 
 def test_items_come_in_their_order_and_end() -> None:
@@ -86,7 +89,7 @@ def test_every_rank_knows_the_counts_of_all_without_asking(tmp_path: Path, colla
     for size in (1, 2, 3):
         plan = Plan.of(args, len(data), size, data.lengths)
         worlds = [World(rank, rank, size, torch.device("cpu")) for rank in range(size)]
-        by_rank = [list(step_data(range(1, 9), data, args, plan, world, collation, 20)) for world in worlds]
+        by_rank = [list(step_data(range(1, 9), data, args, plan, world, collation, SHAPE)) for world in worlds]
         for share in by_rank[0]:
             lengths = [int(data.lengths[document]) for documents in share.documents for document in documents]
             beyond = sum(max(length - 20, 0) ** 2 for length in lengths)
