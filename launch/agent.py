@@ -44,7 +44,7 @@ KILL_MARGIN_S = 3.0
 PEER_RECORDS_S = 3.0
 """How long to wait for another node's record where this node's ranks are victims only."""
 PEER_STACKS_S = 7.0
-"""The same where a rank hangs: the other node asks for stacks first."""
+"""The same where a rank hangs: its node asks for stacks, and waits for the other nodes', before it records that."""
 _IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 """Slurm may send these to every process of a step: torchrun and DeepSpeed's launcher would die of them."""
 _URGENT = (signal.SIGTERM, signal.SIGINT)
@@ -176,7 +176,7 @@ class Agent:
         while launcher.poll() is None:
             watch.look()
             if watch.hangs:
-                watch.end_hanging_ranks()
+                watch.end_hanging_ranks(lambda: self.stop_signal in _URGENT)
                 return
             if self.stop_signal is not None or watch.requested_stop is not None:
                 self._stop_ranks(launcher, watch)
@@ -315,7 +315,9 @@ class Agent:
             is_known = (
                 cause is None or not (cause.is_victim or hangs) or outcome.num_ranks_ended == self.spec.world_size
             )
-            patience_s = PEER_STACKS_S if hangs else PEER_RECORDS_S if self.stop_signal is None else 0.0
+            patience_s = PEER_RECORDS_S if self.stop_signal is None else 0.0
+            if hangs or (patience_s and (self.records / "hang.json").exists()):
+                patience_s = PEER_STACKS_S
             if num_nodes == 1 or is_known or time.monotonic() - started >= patience_s:
                 return cause.code if cause is not None else own_code
             time.sleep(_POLL_S)

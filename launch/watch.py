@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from launch.watchdog import Stillness
 from node_board import NodeBoard, Slot
 
 _REQUEST_INTERVAL_S = 0.4
-_OTHER_STACKS_S = 3.0
+_OTHER_STACKS_S, _OTHER_STACKS_INTERVAL_S = 3.0, 0.2
 """How long the ranks of a node that hangs are kept for the other nodes' sake: what waits for them dies with them."""
 
 
@@ -111,11 +112,16 @@ class NodeWatch:
         slots = self.board.slots()
         return all(slot.pid for slot in slots) and not any(processes.start_ticks(slot.pid) for slot in slots)
 
-    def end_hanging_ranks(self) -> None:
-        """Writes down what each rank was doing, ends them all, and records it as a hang."""
+    def end_hanging_ranks(self, is_urgent: Callable[[], bool]) -> None:
+        """Writes down what each rank was doing, ends them all, and records it as a hang.
+
+        Args:
+            is_urgent: whether there is no time to wait for other nodes.
+        """
         slots = [slot for slot in self.board.slots() if slot.pid]
         still_s = {self._rank(slot): self._stillness.still_s(slot) for slot in slots}
-        record = {"node": self._node, "host": socket.gethostname(), "at": time.time()}
+        found_at = time.time()
+        record = {"node": self._node, "host": socket.gethostname(), "at": found_at}
         with telling_failure():
             write_json(self._records / "hang.json", record)
         pids = {self._rank(slot): slot.pid for slot in slots}
@@ -123,26 +129,26 @@ class NodeWatch:
         findings = examine(pids, logs, self._spec.python)
         with telling_failure():
             write_json(self._records / f"stacks-{self._node}.json", record)
-        self._await_other_stacks()
+        self._await_other_stacks(is_urgent)
         processes.kill_descendants()
         for slot in slots:
             rank = self._rank(slot)
-            self._record_hang(slot, rank, findings[rank], still_s[rank], read_tail(logs[rank]))
+            self._record_hang(slot, rank, findings[rank], still_s[rank], found_at, read_tail(logs[rank]))
 
-    def _await_other_stacks(self) -> None:
+    def _await_other_stacks(self, is_urgent: Callable[[], bool]) -> None:
         """Waits until each other node has asked its ranks for their stacks, or has ended."""
         deadline = time.monotonic() + _OTHER_STACKS_S
-        while time.monotonic() < deadline:
-            kinds = ("stacks-*.json", "node-*.json")
-            done = {path.stem.split("-")[1] for kind in kinds for path in self._records.glob(kind)}
-            if len(done) >= self._spec.resources.nodes:
-                return
-            time.sleep(0.1)
+        missing = {node for node in range(self._spec.resources.nodes) if node != self._node}
+        while missing and time.monotonic() < deadline and not is_urgent():
+            time.sleep(_OTHER_STACKS_INTERVAL_S)
+            with contextlib.suppress(OSError):
+                names = set(os.listdir(self._records))
+                missing -= {node for node in missing if names & {f"stacks-{node}.json", f"node-{node}.json"}}
 
-    def _record_hang(self, slot: Slot, rank: int, finding: Finding, still_s: float, text: str) -> None:
+    def _record_hang(self, slot: Slot, rank: int, finding: Finding, still_s: float, found_at: float, text: str) -> None:
         path = self._records / f"rank-{rank}.json"
         record: dict[str, Any] = read_json(path) or {}
-        if record.get("code"):
+        if record.get("code") is not None:
             return  # it had ended by itself
         code, reason = HANG, reason_of(HANG)
         error = f"rank {rank} hangs: {finding.what}; step {slot.step} ({slot.phase}) for {still_s:.0f} s"
@@ -161,7 +167,7 @@ class NodeWatch:
             "last_checkpoint": slot.last_checkpoint,
             "error": error,
             "tail": text.splitlines()[-TAIL_LINES:],
-            "ended_at": time.time(),
+            "ended_at": found_at,
         }
         with telling_failure():
             write_json(path, identity | record | end)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_host_that_does_not_answer_is_the_cause_and_named(
     found = Finding(CERTAIN, "it waits for another rank in all_reduce", {"10.77.0.11": 6})
     monkeypatch.setattr("launch.watch.examine", lambda *_: {1: found})
     monkeypatch.setattr("launch.watch.processes.kill_descendants", lambda: None)
-    watch.end_hanging_ranks()
+    watch.end_hanging_ranks(lambda: False)
     record = json.loads((tmp_path / "records" / "rank-1.json").read_text())
     assert (record["code"], record["reason"], record["step"]) == (11, "host_silent", 7)
     assert "waits, and n1 (10.77.0.11) does not answer: the same was sent 6 times." in record["error"]
@@ -82,19 +83,27 @@ def test_ranks_that_hang_are_kept_until_the_other_nodes_have_asked_for_stacks(
     files_at_end: list[list[str]] = []
 
     def end() -> None:
-        files_at_end.append(sorted(os.listdir(records)))
+        files_at_end.append(sorted(os.listdir(records)) if records.is_dir() else [])
 
     monkeypatch.setattr("launch.watch.examine", lambda *_: {})
     monkeypatch.setattr("launch.watch.processes.kill_descendants", end)
     monkeypatch.setattr("launch.watch._OTHER_STACKS_S", 60.0)
     answer = threading.Timer(0.3, write_json, [records / "stacks-0.json", {}])
     answer.start()
-    watch.end_hanging_ranks()
+    began = time.monotonic()
+    watch.end_hanging_ranks(lambda: False)
     answer.join()
     assert files_at_end == [["hang.json", "stacks-0.json", "stacks-1.json"]]
     (records / "stacks-0.json").rename(records / "node-0.json")  # it has ended: none will come
-    watch.end_hanging_ranks()
-    assert len(files_at_end) == 2
+    watch.end_hanging_ranks(lambda: False)
+    (records / "node-0.json").unlink()
+    watch.end_hanging_ranks(lambda: True)
+    assert time.monotonic() - began < 20
+    assert len(files_at_end) == 3
+    monkeypatch.setattr("launch.watch._OTHER_STACKS_S", 0.3)
+    records.rename(tmp_path / "away")  # a disk that does not answer, too
+    watch.end_hanging_ranks(lambda: False)
+    assert len(files_at_end) == 4
 
 
 @pytest.fixture
@@ -125,7 +134,7 @@ def test_a_hang_that_cannot_be_written_down_still_ends_its_ranks(
     rank.beat("step", 7)
     monkeypatch.setattr("launch.watch.examine", lambda *_: {1: Finding(CERTAIN, "it stands", {})})
     monkeypatch.setattr("launch.watch.processes.kill_descendants", lambda: ended.append(True))
-    watch.end_hanging_ranks()
+    watch.end_hanging_ranks(lambda: False)
     assert ended == [True]
     assert "error: rank 1 hangs: it stands; step 7" in capsys.readouterr().out
 
