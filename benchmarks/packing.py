@@ -2,9 +2,10 @@
 
 Every row of the table is 100,000 documents of one distribution of lengths, drawn with a fixed seed and clipped to
 [1, capacity]. Before a row is printed it is checked that the rows hold each document exactly once and none holds more
-than its capacity. Imbalance is the cost of the dearest rank over the mean of the ranks, less 1, over 8 ranks: the mean
-over the steps of one epoch and, in brackets, the worst step (the epoch's short last one aside). "at best" is the fill
-that no packing could exceed: the lower bound L2 on the number of rows (Martello and Toth, 1990).
+than its capacity. Imbalance is the cost of the dearest rank, in a model of 0.6B parameters, over the mean of the ranks,
+less 1, over 8 ranks: the mean over the steps of one epoch and, in brackets, the worst step (the epoch's short last one
+aside). "at best" is the fill that no packing could exceed: the lower bound L2 on the number of rows (Martello and Toth,
+1990).
 """
 
 from __future__ import annotations

@@ -272,6 +272,11 @@ class Args:
         return tuple(name for name in self.reports if name not in ("tensorboard", "none"))
 
     @property
+    def recomputed_share(self) -> float:
+        """The share of decoder layers that the backward pass computes again."""
+        return 1 / self.gradient_checkpointing_every if self.gradient_checkpointing else 0.0
+
+    @property
     def row_capacity(self) -> int | None:
         """Tokens to which a micro-batch's row is filled up, for shapes that do not change; None: as many as there are.
 

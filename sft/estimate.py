@@ -301,9 +301,7 @@ def _step_time(shape: ModelShape, args: Args, machine: Machine, rows: Rows) -> S
         batch.num_tokens * rows.length * num_batches,
         num_documents * beyond**2,
     )
-    computed = causal_flops(shape, work)
-    if args.gradient_checkpointing:
-        computed += recomputed_flops(shape, work)
+    computed = causal_flops(shape, work) + args.recomputed_share * recomputed_flops(shape, work)
     rate = machine.matmul_flops_per_s
     fastest = computed / machine.world_size / rate if rate else None
     usual = fastest / USUAL_MFU[machine.device] if fastest else None

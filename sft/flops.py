@@ -11,8 +11,8 @@ Two conventions are given, for there are two kinds of published figures:
 - **PaLM** (Chowdhery et al., 2022, appendix B): 6 N per token with the output layer at every position, and attention as
   if it looked both ways, without any window.
 
-What gradient checkpointing computes again is in neither: this is for model FLOPs utilisation (MFU). Nor is taken off
-what `sft/last_layer.py` leaves out, at most one layer's weights for the tokens that predict nothing trained.
+What gradient checkpointing computes again is in neither, since model FLOPs utilisation (MFU) does not count it. Nor is
+taken off what `sft/last_layer.py` leaves out, at most one layer's weights for the tokens that predict nothing trained.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class ModelShape:
     head: int
     """Those of the output layer, hidden size × vocabulary."""
     attention: int
-    """Layers × heads × size of a head."""
+    """Layers that attend × heads × size of a head."""
     is_body_trained: bool
     """False with adapters: the body's weights are frozen."""
     window: int = 0
     """Tokens that attention looks back at in some layers; 0: there are none."""
     windowed_share: float = 0.0
-    """Share of the layers with that window."""
+    """Share of the layers that attend with that window."""
 
     @classmethod
     def of(cls, model: Any) -> ModelShape:
@@ -63,7 +63,7 @@ class ModelShape:
             round(body),
             round(adapters),
             int(config.hidden_size) * int(config.vocab_size),
-            int(config.num_hidden_layers) * num_heads * int(head_size),
+            _num_attending(config) * num_heads * int(head_size),
             is_body_trained,
             window,
             windowed_share,
@@ -118,11 +118,25 @@ def _attended(shape: ModelShape, work: Work) -> float:
 def _window(config: Any) -> tuple[int, float]:
     """(window, share of the layers that have it) of attention."""
     window = int(getattr(config, "sliding_window", None) or 0)
-    kinds = list(getattr(config, "layer_types", None) or ())
     if not window or not getattr(config, "use_sliding_window", True):
         return 0, 0.0
-    share = kinds.count("sliding_attention") / len(kinds) if kinds else 1.0
+    kinds = _kinds(config)
+    share = kinds.count("sliding_attention") / max(1, _num_attending(config)) if kinds else 1.0
     return (window, share) if share else (0, 0.0)
+
+
+def _num_attending(config: Any) -> int:
+    """Layers in which each token looks at all before it; those with a state, or a convolution, do not."""
+    kinds = _kinds(config)
+    if not kinds:
+        return int(config.num_hidden_layers)
+    return sum("attention" in kind and "linear" not in kind for kind in kinds)
+
+
+def _kinds(config: Any) -> list[str]:
+    """What each layer is, where the configuration tells."""
+    found = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+    return [str(kind) for kind in found]
 
 
 def _tables(model: Any) -> list[Any]:
@@ -132,8 +146,9 @@ def _tables(model: Any) -> list[Any]:
 
 
 def _shape_of(parameter: Any) -> tuple[int, ...]:
-    # Under ZeRO-3 a partitioned parameter is empty and keeps its real shape beside it.
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+    # Under ZeRO-3 a partitioned parameter is empty and keeps its real shape beside it; so does one of 4 bits.
+    state = getattr(parameter, "quant_state", None)
+    return tuple(state.shape if state is not None else getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _product(size: tuple[int, ...]) -> int:

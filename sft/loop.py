@@ -26,6 +26,7 @@ from sft.engine import Engine, require_finite
 from sft.errors import LossSpikesError, NonFiniteError, StoppedError
 from sft.evaluation import after_evaluation, evaluate
 from sft.faults import fault_at
+from sft.flops import ModelShape
 from sft.history import History
 from sft.loss_spikes import SpikeRule
 from sft.metering import Meter
@@ -65,13 +66,14 @@ def train(run: Training, state: RunState) -> RunState:
     """
     engine, args, plan, world = run.engine, run.args, run.plan, run.world
     collation = prepare_model(engine, args, world)
-    meter, totals = Meter.of(engine.model, engine.timer, args, world), StepTotals(world)
+    shape = ModelShape.of(engine.model)
+    meter, totals = Meter.of(shape, engine.timer, args, world), StepTotals(world)
     spikes = SpikeRule.of(args, plan.num_steps)
     started = time.monotonic() - state.elapsed_s
     engine.model.train()
     world.heartbeat.plan(plan.num_steps)
     steps = range(state.step + 1, plan.num_steps + 1)
-    upcoming = prefetched(step_data(steps, run.train_data, args, plan, world, collation, meter.shape))
+    upcoming = prefetched(step_data(steps, run.train_data, args, plan, world, collation, shape))
     if state.evaluation_is_due:  # the run was stopped before it
         state = evaluate_and_save(run, state, totals, collation)
     for step in profiled(steps, args, world):

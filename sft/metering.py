@@ -115,7 +115,7 @@ class Meter:
             world: the ranks, each with a device.
             matmul_flops_per_s: what one device reaches in plain matrix products, for MFU; None: MFU is not given.
         """
-        self.shape = shape
+        self._shape = shape
         self._timer = timer
         self._world = world
         self._rate = matmul_flops_per_s
@@ -123,14 +123,14 @@ class Meter:
         self._restart()
 
     @classmethod
-    def of(cls, model: Any, timer: StepTimer, args: Args, world: World) -> Meter:
+    def of(cls, shape: ModelShape, timer: StepTimer, args: Args, world: World) -> Meter:
         """The meter of a run. Measures the matmul rate where the settings do not say it, on all ranks at once."""
         if args.matmul_tflops is not None:
             rate = args.matmul_tflops * 1e12
         else:
             bf16 = args.in_bf16(has_bf16(world.device))
             rate = world.sum(measured_flops_per_s(world.device, bf16=bf16))[0] / world.size
-        return cls(ModelShape.of(model), timer, world, rate)
+        return cls(shape, timer, world, rate)
 
     def _restart(self) -> None:
         self._num_tokens = self._num_trained_tokens = 0
@@ -179,14 +179,14 @@ class Meter:
         )
         computed = Work(min(self._num_tokens, int(num_slots)), self._num_trained_tokens, int(squares), int(beyond))
         device_s = elapsed_s * self._world.size
-        flops_per_s = causal_flops(self.shape, computed) / device_s
+        flops_per_s = causal_flops(self._shape, computed) / device_s
         found: dict[str, float | None] = {
             "tokens_per_s": self._num_tokens / elapsed_s,
             "trained_tokens_per_s": self._num_trained_tokens / elapsed_s,
             "padding": 1.0 - computed.num_tokens / max(num_slots, 1),
             "tflops_per_s": flops_per_s / 1e12,
             "mfu": flops_per_s / self._rate if self._rate else None,
-            "mfu_palm": palm_flops(self.shape, computed) / device_s / self._rate if self._rate else None,
+            "mfu_palm": palm_flops(self._shape, computed) / device_s / self._rate if self._rate else None,
             **{f"{phase}_s": spent.get(phase, 0.0) / max(self._num_steps, 1) for phase in PHASES},
         }
         self._restart()

@@ -86,7 +86,7 @@ def _from_pretrained(args: Args, config: Any, device: torch.device) -> Any:
 
     few_bits = _in_few_bits(args, device)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path,
             dtype=torch.float32,
             use_safetensors=True,
@@ -97,6 +97,10 @@ def _from_pretrained(args: Args, config: Any, device: torch.device) -> Any:
     except Exception as error:  # the library raises many kinds; its own words are the best there are
         blamed = _refused_attention(args, config)
         raise blamed or cannot_load("model_name_or_path", args.model_name_or_path, error) from error
+    for layer in filter(lambda module: hasattr(module, "support_avx512bf16_for_cpu"), model.modules()):
+        # With it, an evaluation lays 4-bit weights out for inference, for good, and no gradient passes them any more.
+        layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _in_few_bits(args: Args, device: torch.device) -> dict[str, Any]:

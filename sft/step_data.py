@@ -57,7 +57,7 @@ def step_data(
     size = args.per_device_train_batch_size
     for step in steps:
         rows = plan.rows.step(step - 1, plan.rows_per_step)
-        costs = row_costs(rows, lengths, num_trained, shape)
+        costs = row_costs(rows, lengths, num_trained, shape, args.recomputed_share)
         shares = rank_batches(rows, world.data_rank, world.data_size, size, costs, by_length=collation == "padded")
         documents = [document for row in rows for document in row]
         batches = [shard_of(batch_of(share, data, args, collation), world.sequence) for share in shares]

@@ -17,6 +17,7 @@ from tiny import QWEN3, TOKENIZER, losses, tiny_args, write_conversations
 
 from sft import eight_bit
 from sft.arguments import load_args
+from sft.flops import ModelShape
 from sft.lora_args import LoraArgs
 from sft.model import build_model
 from sft.tokenizer import build_tokenizer
@@ -128,6 +129,8 @@ def test_adapters_train_on_weights_in_few_bits(tmp_path: Path, base: Path, bits:
     model = build_model(args, build_tokenizer(args)).model
     kinds = {parameter.dtype for name, parameter in model.named_parameters() if "base_layer" in name}
     assert kinds == {torch.uint8 if bits == "load_in_4bit" else torch.int8}
+    whole = build_model(replace(args, **{bits: False}), build_tokenizer(args)).model
+    assert ModelShape.of(model) == ModelShape.of(whole)
     train_with(args)
     expected, found = losses(tmp_path / "plain"), losses(tmp_path / "few")
     assert found[-1] < found[0] - 0.2

@@ -41,6 +41,12 @@ def test_experts_count_as_often_as_a_token_is_sent_to_them() -> None:
     assert many.body - few.body == router
 
 
+def test_only_layers_that_attend_count_for_attention() -> None:
+    hybrid = {"model_type": "qwen3_next", "linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4}
+    kinds = ["linear_attention", "full_attention"]
+    assert ModelShape.of(model(**hybrid, layer_types=kinds)).attention == 4 * 8
+
+
 def test_formulas_by_hand() -> None:
     shape = ModelShape(body=1000, adapters=0, head=200, attention=10, is_body_trained=True)
     work = Work(num_tokens=50, num_trained_tokens=20, sum_squared_lengths=1300)

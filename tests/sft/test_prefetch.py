@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tiny import tiny_args, write_conversations
 
 from sft.dataset import ConversationDataset
@@ -104,3 +106,30 @@ def test_every_rank_knows_the_counts_of_all_without_asking(tmp_path: Path, colla
                 told = {getattr(share, name) for share in shares}
                 assert len(told) == 1
                 assert told.pop() == pytest.approx(own, rel=1e-6), name
+
+
+def test_ranks_share_rows_by_what_they_cost_in_the_model(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with (tmp_path / "train.jsonl").open("w") as file:
+        for asked, answered in rng.integers(1, 60, (8, 2)).tolist():
+            words = {"user": "one " * asked, "assistant": "two " * answered}
+            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in words.items()]}))
+            file.write("\n")
+    args = tiny_args(tmp_path / "train.jsonl", tmp_path, train_batch_size=8, per_device_train_batch_size=4)
+    tokenizer = build_tokenizer(args)
+    masker = Masker(tokenizer, pad_token_id(tokenizer))
+    data = ConversationDataset(read_conversations(str(args.train_file)), masker, args.max_length)
+    plan = Plan.of(args, len(data), 2, data.lengths)
+    loss_alone = ModelShape(body=1, adapters=0, head=1_000_000, attention=0, is_body_trained=True)
+    attention_alone = ModelShape(body=1, adapters=0, head=0, attention=1_000_000, is_body_trained=True)
+
+    def excess(costs: NDArray[np.float64], shape: ModelShape) -> float:
+        worlds = [World(rank, rank, 2, torch.device("cpu")) for rank in range(2)]
+        shares = [next(step_data([1], data, args, plan, world, "flat", shape)).documents for world in worlds]
+        documents = [sorted(document for batch in share for document in batch) for share in shares]
+        assert sorted(documents[0] + documents[1]) == list(range(8))
+        return float(max(costs[share].sum() for share in documents) / costs.sum() * 2 - 1)
+
+    trained, squares = data.num_trained.astype(np.float64), data.lengths.astype(np.float64) ** 2
+    assert excess(trained, loss_alone) < 0.02 < excess(trained, attention_alone)
+    assert excess(squares, attention_alone) < 0.02 < excess(squares, loss_alone)
