@@ -126,11 +126,11 @@ def _window(config: Any) -> tuple[int, float]:
 
 
 def _num_attending(config: Any) -> int:
-    """Layers in which each token looks at all before it; those with a state, or a convolution, do not."""
+    """Layers in which tokens look at others, also beside a state (Falcon-H1's are "hybrid")."""
     kinds = _kinds(config)
     if not kinds:
         return int(config.num_hidden_layers)
-    return sum("attention" in kind and "linear" not in kind for kind in kinds)
+    return sum(kind == "hybrid" or ("attention" in kind and "linear" not in kind) for kind in kinds)
 
 
 def _kinds(config: Any) -> list[str]:

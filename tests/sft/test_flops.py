@@ -45,6 +45,7 @@ def test_only_layers_that_attend_count_for_attention() -> None:
     hybrid = {"model_type": "qwen3_next", "linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4}
     kinds = ["linear_attention", "full_attention"]
     assert ModelShape.of(model(**hybrid, layer_types=kinds)).attention == 4 * 8
+    assert ModelShape.of(model(model_type="falcon_h1", mamba_d_ssm=32, mamba_n_heads=4)).attention == 2 * 4 * 8
 
 
 def test_formulas_by_hand() -> None:
