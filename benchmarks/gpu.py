@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import operator
-import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -38,6 +37,7 @@ sys.path[0] = str(ROOT)
 from benchmarks import rounds  # noqa: E402
 from benchmarks.corpus import CHAT, MODELS, small, write_conversations, write_tokenizer  # noqa: E402
 from sft.arguments import load_args  # noqa: E402
+from sft.config import Args  # noqa: E402
 from strict_settings import SettingsError  # noqa: E402
 from strict_settings.scalars import resolve  # noqa: E402
 from strict_settings.yaml_file import read_collection  # noqa: E402
@@ -84,7 +84,8 @@ def main(words: list[str] | None = None) -> None:
         for name, folder in folders.items():
             prepare(folder, CASES[name], options, conditions)
         print(f"commit {rounds.commit()}, {rounds.name_of(rounds.here())}, {rounds.versions()}, "
-              f"{options.rounds} rounds, steps {options.warmup + 1} to {options.steps}\n")  # fmt: skip
+              f"{options.rounds} rounds, steps {options.warmup + 1} to {options.steps}"
+              f"{'; small: it proves nothing, met or missed' if options.small else ''}\n")  # fmt: skip
         print("| | tokens/s, median | least–greatest | TFLOP/s | of 989 | of measured | PaLM's | goal | peak GiB |")
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
         for name, folder in folders.items():
@@ -149,29 +150,44 @@ def prepare(folder: Path, case: Case, options: argparse.Namespace, conditions: r
     shorter = 64 if options.small else 1
     config = small(MODELS[case.model]) if options.small else MODELS[case.model]
     lengths, max_length = CHAT.shorter(shorter), case.max_length // shorter
+    places = {"model_name_or_path": "model", "train_file": "train.jsonl", "dataset_cache_dir": "cache"}
+    paths = {name: str(folder / place) for name, place in places.items()} | {"output_dir": str(folder / "out")}
     settings = {
-        "model_name_or_path": str(folder / "model"), "train_file": str(folder / "train.jsonl"),
-        "dataset_cache_dir": str(folder / "cache"), "output_dir": str(folder / "out"), "packing": True,
-        "max_length": max_length, "max_steps": options.steps, "per_device_train_batch_size": 1,
+        "packing": True, "max_length": max_length, "max_steps": options.steps, "per_device_train_batch_size": 1,
         "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "warmup_steps": 0, "seed": SEED,
         "report_to": "none", "save_steps": 0, "save_dtype": "bfloat16", "resume_from_checkpoint": "none",
         **case.settings, **dict(options.changes),
     }  # fmt: skip
+    here = paths | settings
+    args = checked(here)
     what = {**settings, "model": config, "device": rounds.name_of(rounds.here()), **asdict(conditions)}
-    if not rounds.describe(folder, what) and (folder / "model.json").is_file():
+    is_new = rounds.describe(folder, what)
+    (folder / "run.yaml").write_text(json.dumps(here), encoding="utf-8")  # JSON is YAML; the folder may have moved
+    if not is_new and (folder / "model.json").is_file():
         return
     write_tokenizer(folder / "tokenizer", config["vocab_size"])
-    num_tokens = options.steps * settings["per_device_train_batch_size"] * settings["max_length"]
+    num_tokens = options.steps * args.per_device_train_batch_size * args.max_length
     num_documents = 2 * num_tokens // round(lengths.median) + 8  # the mean is above the median
     write_conversations(folder / "train.jsonl", num_documents, lengths, config["vocab_size"], SEED)
     (folder / "model").mkdir(exist_ok=True)  # its weights are made by the first part
-    (folder / "run.yaml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
-    try:
-        load_args(config=folder / "run.yaml")
-    except SettingsError as error:
-        shutil.rmtree(folder)
-        raise SystemExit(f"error: --with: {error}") from None
     (folder / "model.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def checked(settings: dict[str, Any]) -> Args:
+    """The settings, before anything is made.
+
+    Raises:
+        SystemExit: they cannot be.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "run.yaml"
+        # Paths that are there stand for the conversations and the model, which are made for settings that can be.
+        paths = {"train_file": str(file), "model_name_or_path": temporary}
+        file.write_text(json.dumps(settings | paths), encoding="utf-8")
+        try:
+            return load_args(config=file)
+        except SettingsError as error:
+            raise SystemExit(f"error: --with: {str(error).replace(f'{file}:1: ', '')}") from None
 
 
 def compared(name: str, ours: dict[str, Any], reference: dict[str, Any]) -> str:
