@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -157,6 +158,9 @@ def test_what_one_gpu_computes_tried_on_a_cpu(tmp_path: Path, capfd: pytest.Capt
         gpu.main([*words, "--work", str(tmp_path), "--with", "compile=false", "max_grad_norm=0.5"])
     assert "max_grad_norm: None there, 0.5 now" in str(refused.value)
     assert "learning_rate" not in str(refused.value)
+    moved = shutil.copytree(tmp_path / "8B-LoRA", tmp_path / "elsewhere" / "8B-LoRA").parent
+    gpu.main([*words, "--work", str(moved), "--cases", "8B-LoRA"])
+    assert table(capfd.readouterr().out)["8B-LoRA"] == rows["8B-LoRA"]
 
     # A case that does not pass the gate has no line; the others have.
     reference = tmp_path / "4B" / "0-reference.json"
@@ -181,6 +185,7 @@ def test_what_one_gpu_computes_tried_on_a_cpu(tmp_path: Path, capfd: pytest.Capt
         ("--with max_steps=30", "for max_steps, --steps"),
         ("--with lora={r", "it must be JSON or YAML"),
         ("--with nonsense=1", "the key 'nonsense' i"),
+        ("--with max_length=abc", "error: --with: max_length is 'abc'; it must be a whole number"),
     ],
 )
 def test_options_that_cannot_be_end_it_before_anything_runs(
