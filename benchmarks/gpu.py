@@ -150,8 +150,10 @@ def prepare(folder: Path, case: Case, options: argparse.Namespace, conditions: r
     shorter = 64 if options.small else 1
     config = small(MODELS[case.model]) if options.small else MODELS[case.model]
     lengths, max_length = CHAT.shorter(shorter), case.max_length // shorter
-    places = {"model_name_or_path": "model", "train_file": "train.jsonl", "dataset_cache_dir": "cache"}
-    paths = {name: str(folder / place) for name, place in places.items()} | {"output_dir": str(folder / "out")}
+    paths = {
+        "model_name_or_path": str(folder / "model"), "train_file": str(folder / "train.jsonl"),
+        "dataset_cache_dir": str(folder / "cache"), "output_dir": str(folder / "out"),
+    }  # fmt: skip
     settings = {
         "packing": True, "max_length": max_length, "max_steps": options.steps, "per_device_train_batch_size": 1,
         "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "warmup_steps": 0, "seed": SEED,

@@ -120,21 +120,21 @@ def _window(config: Any) -> tuple[int, float]:
     window = int(getattr(config, "sliding_window", None) or 0)
     if not window or not getattr(config, "use_sliding_window", True):
         return 0, 0.0
-    kinds = _kinds(config)
+    kinds = layer_kinds(config)
     share = kinds.count("sliding_attention") / max(1, _num_attending(config)) if kinds else 1.0
     return (window, share) if share else (0, 0.0)
 
 
 def _num_attending(config: Any) -> int:
     """Layers in which tokens look at others, also beside a state (Falcon-H1's are "hybrid")."""
-    kinds = _kinds(config)
+    kinds = layer_kinds(config)
     if not kinds:
         return int(config.num_hidden_layers)
     return sum(kind == "hybrid" or ("attention" in kind and "linear" not in kind) for kind in kinds)
 
 
-def _kinds(config: Any) -> list[str]:
-    """What each layer is, where the configuration tells."""
+def layer_kinds(config: Any) -> list[str]:
+    """What each layer is, in the words of a transformers configuration; empty where it does not tell."""
     found = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
     return [str(kind) for kind in found]
 

@@ -7,7 +7,7 @@ ignore it; nothing in a loss would show it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sft import loss
 from sft.batching import Batch
+from sft.flops import layer_kinds
 from strict_settings import Problem, SettingsError
 
 _BEFORE, _DOCUMENT, _ROWS = 11, 7, 2
@@ -78,10 +79,9 @@ def stateful_part(config: Any, *, by_layers_alone: bool) -> str | None:
         by_layers_alone: look only at the list of its layers' kinds, not at its type and settings.
     """
     for part in (config, config.get_text_config()):
-        kinds: Iterable[Any] = getattr(part, "layer_types", None) or getattr(part, "layers_block_type", None) or ()
-        for kind in kinds:
-            if any(word in str(kind) for word in _STATEFUL_LAYERS):
-                return str(kind)
+        for kind in layer_kinds(part):
+            if any(word in kind for word in _STATEFUL_LAYERS):
+                return kind
         if by_layers_alone:
             continue
         if any(word in str(part.model_type) for word in _STATEFUL_TYPES):

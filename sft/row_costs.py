@@ -39,8 +39,9 @@ def row_costs(
     documents = np.array([document for row in rows for document in row], dtype=np.int64)
     tokens = np.asanyarray(lengths)[documents].astype(np.float64)
     trained = np.asanyarray(num_trained)[documents]
-    squares = tokens**2 - shape.windowed_share * np.maximum(tokens - shape.window, 0.0) ** 2
+    beyond = np.maximum(tokens - shape.window, 0.0)
+    attention = tokens**2 * operations(Work(sum_squared_lengths=1)) + beyond**2 * operations(Work(sum_squared_beyond=1))
     cost = tokens * operations(Work(num_tokens=1)) + trained * operations(Work(num_trained_tokens=1))
-    cost += ATTENTION_FACTOR * squares * operations(Work(sum_squared_lengths=1))
+    cost += ATTENTION_FACTOR * attention
     ends = np.cumsum(sizes)
     return np.diff(np.concatenate([[0.0], np.cumsum(cost)])[np.concatenate([[0], ends])])
