@@ -23,7 +23,7 @@ from launch import network, processes
 from launch.attempts import earlier_jobs
 from launch.command import NodeFacts, hostfile_path, hostfile_text, launcher_argv, node_environment
 from launch.devices import has_gpu
-from launch.errors import HANG, KILLED, OK, RENDEZVOUS_FAILED, STOPPED, TERMINATED, LaunchError, reason_of
+from launch.errors import HANG, KILLED, OK, PEER_LOST, RENDEZVOUS_FAILED, STOPPED, TERMINATED, LaunchError, reason_of
 from launch.forking import start_server
 from launch.logs import TAIL_LINES, error_in, read_tail
 from launch.meeting import Meeting
@@ -81,6 +81,8 @@ class Agent:
         self.stop_signal: int | None = None
         self.was_told = False
         """To stop, by a signal or by `stop.json`."""
+        self.ended_ranks: tuple[int, str] | None = None
+        """The code and the error of ranks that this agent has ended."""
         self.last_words = os.dup(2)
         job = read_json(run_dir / "job.json")
         if job is None:
@@ -210,8 +212,11 @@ class Agent:
             if urgent_at is None and self.stop_signal in _URGENT and watch.requested_stop != "signal":
                 urgent_at = time.monotonic()
             is_over = time.monotonic() > self._deadline(began, urgent_at, fails=fails)
-            if is_over or not watch.moves() or (not fails and watch.is_failing_elsewhere()):
-                print(f"node {self.node} ends ranks that have not stopped after {time.monotonic() - began:.1f} s")
+            has_failed_since = not fails and watch.is_failing_elsewhere()
+            if is_over or has_failed_since or not watch.moves():
+                error = f"had not stopped {time.monotonic() - began:.1f} s after being told"
+                print(f"node {self.node} ends ranks that {error}")
+                self.ended_ranks = PEER_LOST if fails or has_failed_since else KILLED, error
                 return
             time.sleep(_POLL_S)
 
@@ -269,12 +274,13 @@ class Agent:
 
     def _write_killed(self, record: dict[str, Any]) -> None:
         text = read_tail(self.logs / f"rank-{record['rank']}.log")
+        code, error = self.ended_ranks or (KILLED, "killed with its wrapper or launcher, often for lack of memory")
         end = {
-            "code": KILLED,
-            "reason": reason_of(KILLED),
+            "code": code,
+            "reason": reason_of(code),
             "signal": int(signal.SIGKILL),
             "stopped": self._is_stopped,
-            "error": "killed together with its wrapper or launcher, often for lack of memory",
+            "error": error,
             "tail": text.splitlines()[-TAIL_LINES:],
             "ended_at": time.time(),
         }

@@ -109,6 +109,9 @@ def end_of(code: int, child: _Supervisor, slot: Slot | None, rank: int, text: st
         total = f" of {slot.num_steps}" if slot.num_steps else ""
         error = f"rank {rank} exited 0 at step {slot.step}{total}; it must stay until the end"
         return {"code": PEER_LOST, "reason": "exited_early", "error": error, **told}
+    if child.ran_out_of_time and number == signal.SIGKILL:
+        error = f"rank {rank} was ended: another one is gone, and it had not stopped {STOP_GRACE_S} s after being told"
+        return {"code": PEER_LOST, "reason": reason_of(PEER_LOST), "error": error, **told}
     if number is None or child.stopped:
         reason = (slot.reason if slot is not None and code != OK else "") or reason_of(
             code, is_ours=is_ours or slot is not None or child.stopped
@@ -144,6 +147,8 @@ class _Supervisor:
         self.stopped = False
         """Whether it was told to end: then its failure is somebody else's consequence."""
         self.killed = False
+        self.ran_out_of_time = False
+        """Whether it was ended here, as it had not ended in time where another rank is gone."""
         self.memory: MemoryLimit | None = None
         """Of the cgroup that the script was in last."""
         self.num_oom_kills = 0
@@ -230,6 +235,7 @@ class _Supervisor:
         if self._board is not None and self._board.stop_reason is not None:
             signal.setitimer(signal.ITIMER_REAL, STOP_GRACE_S)  # it saves; the agent knows how long it may
         elif self._child is not None:
+            self.ran_out_of_time = True
             self._child.kill()
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,26 @@ def test_cancel_leaves_nothing(launch: Launcher) -> None:
     assert "x: CANCELLED" in launch("cancel", "x").stdout
     assert not living(pids)
     assert launch("wait", "x").returncode == 143
+
+
+@pytest.mark.parametrize(("nodes", "fails", "code"), [(2, "exit 42", 11), (1, "hang", 137)])
+def test_a_rank_that_does_not_stop_is_ended_and_its_record_says_why(
+    launch: Launcher, nodes: int, fails: str, code: int
+) -> None:
+    (launch.folder / "run.yaml").write_text(f"launch: {{nodes: {nodes}, launcher: direct, stop_grace_s: 1}}\n")
+    words = ["--config", "run.yaml", "--env", f"FAIL={fails}", "--env", "WAIT_FOR=go"]
+    assert launch.submit("x", *words).returncode == 0
+    run = launch.folder / "runs/x"
+    launch.wait_for(lambda: len(list(run.glob("seen-*.json"))) == nodes)
+    record = run / "exit/0/rank-0.json"
+    os.kill(json.loads(record.read_text())["pid"], signal.SIGSTOP)
+    (launch.folder / "go").touch()
+    if nodes == 1:
+        launch("cancel", "x")
+    assert launch("wait", "x").returncode == (42 if nodes == 2 else 143)
+    ended = json.loads(record.read_text())
+    assert (ended["code"], ended["signal"], ended["stopped"]) == (code, 9, True)
+    assert re.fullmatch(r"had not stopped \d\.\d s after being told", ended["error"])
 
 
 @pytest.mark.parametrize("victim", ["torch.distributed.run", "launch.agent", "launch.local"])
