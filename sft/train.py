@@ -145,7 +145,10 @@ def train_with(args: Args, heartbeat: Heartbeat | None = None) -> None:
         args: the settings.
         heartbeat: hears that the run is to stop; by default what the launcher's board says, and no signals.
     """
+    import torch
+
     from sft.allocator import keep_freed_memory
+    from sft.core_binding import keep_to_own_cores
     from sft.world import world_from_env
 
     take_secrets()
@@ -157,6 +160,9 @@ def train_with(args: Args, heartbeat: Heartbeat | None = None) -> None:
     ) as world:
         if world.device.type == "cpu":
             keep_freed_memory(os.environ)
+            bound = keep_to_own_cores(os.environ, torch.get_num_threads())
+            if bound and world.is_main:
+                print(f"each rank keeps to CPUs of its own, rank 0 to {bound}", flush=True)
         train_in_world(args, world)
 
 

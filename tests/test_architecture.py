@@ -17,7 +17,7 @@ LAYERS = {
     "strict_settings": ["problems scalars source env_file", "schema yaml_file", "command_line description", "__init__"],
     # The design's order, with one difference: the engine is handed a model and does not import `model`.
     "sft": [
-        "__init__ errors allocator event_file model_list process_end",
+        "__init__ errors allocator core_binding event_file model_list process_end",
         "heartbeat faults pace meeting env_file",
         "deepspeed_config lora_args setting_files",
         "setting_rules",
