@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -27,7 +26,7 @@ from launch.errors import HANG, KILLED, OK, PEER_LOST, RENDEZVOUS_FAILED, STOPPE
 from launch.forking import start_server
 from launch.logs import TAIL_LINES, error_in, read_tail
 from launch.meeting import Meeting
-from launch.outcome import exit_line, read_outcome
+from launch.outcome import exit_line, have_ended_early, read_outcome
 from launch.records import make_directory, read_json, telling_failure, write_json, write_text
 from launch.rendezvous import Allocation, Rendezvous, allocation_from
 from launch.site import make_private
@@ -81,8 +80,8 @@ class Agent:
         self.stop_signal: int | None = None
         self.was_told = False
         """To stop, by a signal or by `stop.json`."""
-        self.ended_ranks: tuple[int, str] | None = None
-        """The code and the error of ranks that this agent has ended."""
+        self.ended: dict[int, tuple[int, str]] = {}
+        """Wrapper's pid → the code and the error of its rank, of those that this agent has ended."""
         self.last_words = os.dup(2)
         job = read_json(run_dir / "job.json")
         if job is None:
@@ -214,9 +213,13 @@ class Agent:
             is_over = time.monotonic() > self._deadline(began, urgent_at, fails=fails)
             has_failed_since = not fails and watch.is_failing_elsewhere()
             if is_over or has_failed_since or not watch.moves():
-                error = f"had not stopped {time.monotonic() - began:.1f} s after being told"
-                print(f"node {self.node} ends ranks that {error}")
-                self.ended_ranks = PEER_LOST if fails or has_failed_since else KILLED, error
+                code = PEER_LOST if fails or has_failed_since else KILLED
+                why = (
+                    "another node has failed" if code == PEER_LOST else "time is over" if is_over else "it stands still"
+                )
+                error = f"ended by its node {time.monotonic() - began:.1f} s after it was told to stop: {why}"
+                print(f"node {self.node}: ranks are {error}")
+                self.ended = {pid: (code, error) for pid in living if processes.start_ticks(pid)}
                 return
             time.sleep(_POLL_S)
 
@@ -274,7 +277,8 @@ class Agent:
 
     def _write_killed(self, record: dict[str, Any]) -> None:
         text = read_tail(self.logs / f"rank-{record['rank']}.log")
-        code, error = self.ended_ranks or (KILLED, "killed with its wrapper or launcher, often for lack of memory")
+        unknown = (KILLED, "killed with its wrapper or launcher, often for lack of memory")
+        code, error = self.ended.get(record["pid"], unknown)
         end = {
             "code": code,
             "reason": reason_of(code),
@@ -336,13 +340,6 @@ class Agent:
         if self.node == 0:
             with contextlib.suppress(OSError):
                 os.write(self.last_words, f"{line}\n".encode(errors="replace"))
-
-
-def have_ended_early(records: Sequence[Mapping[str, Any]], num_ranks: int) -> bool:
-    """Whether all ranks of a node have told how they ended, and one of them before the run's end: by a failure, or told
-    to stop. Where none has, their launcher still waits for the other nodes'."""
-    codes = [record["code"] for record in records]
-    return len(codes) == num_ranks and None not in codes and any(code != OK for code in codes)
 
 
 if __name__ == "__main__":

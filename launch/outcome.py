@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,13 @@ def root_cause_of(failures: Iterable[Failure]) -> Failure | None:
     if cause not in judged:
         return cause
     return min(judged, key=lambda failure: (-(failure.blame or 0), failure.step or 0, failure.ended_at))
+
+
+def have_ended_early(records: Sequence[Mapping[str, Any]], num_ranks: int) -> bool:
+    """Whether all ranks of a node have told how they ended, and one of them before the run's end: by a failure, or told
+    to stop. Where none has, their launcher still waits for the other nodes'."""
+    codes = [record["code"] for record in records]
+    return len(codes) == num_ranks and None not in codes and any(code != OK for code in codes)
 
 
 def exit_line(outcome: Outcome, run: str) -> str:

@@ -110,7 +110,7 @@ def end_of(code: int, child: _Supervisor, slot: Slot | None, rank: int, text: st
         error = f"rank {rank} exited 0 at step {slot.step}{total}; it must stay until the end"
         return {"code": PEER_LOST, "reason": "exited_early", "error": error, **told}
     if child.ran_out_of_time and number == signal.SIGKILL:
-        error = f"rank {rank} was ended: another one is gone, and it had not stopped {STOP_GRACE_S} s after being told"
+        error = f"rank {rank} was ended {STOP_GRACE_S} s after a SIGTERM, which comes where another rank is gone"
         return {"code": PEER_LOST, "reason": reason_of(PEER_LOST), "error": error, **told}
     if number is None or child.stopped:
         reason = (slot.reason if slot is not None and code != OK else "") or reason_of(

@@ -4,66 +4,88 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 _USERS_OWN = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """Whoever has set one of these places the threads in another way, or (`OMP_PROC_BIND=false`) not at all."""
-_CPUS = Path("/sys/devices/system/cpu")
-_SLOWER_CORES = Path("/sys/devices/cpu_atom")
-"""There on processors whose cores are of two kinds, as Linux names the performance counters of the lesser."""
+_DEVICES = Path("/sys/devices")
 
 
-def keep_to_own_cores(environ: Mapping[str, str], num_threads: int) -> list[int] | None:
-    """Binds all threads of this process, and those to come, to its share of the machine's cores; its CPUs.
+@contextlib.contextmanager
+def own_cores(environ: Mapping[str, str], local_rank: int, num_threads: int) -> Iterator[list[int] | None]:
+    """The CPUs that this rank is bound to meanwhile, with all its threads and those that they start.
 
     The kernel moves a process that nothing binds from core to core; each time what it has in that core's cache is lost,
     and meanwhile two ranks may share a core. The figures are in docs/decisions/2026-11-22-core-binding.md.
 
     Args:
-        environ: with LOCAL_RANK and LOCAL_WORLD_SIZE (DeepSpeed's launcher: LOCAL_SIZE).
-        num_threads: with which the rank computes.
+        environ: with LOCAL_WORLD_SIZE (DeepSpeed's launcher: LOCAL_SIZE), how many ranks this machine has.
+        local_rank: which of them this one is.
+        num_threads: with which each of them computes.
 
-    Returns:
-        None where nothing is bound: one rank alone, more threads than CPUs for each rank, cores of two kinds, a
-        placement of somebody else, or a system that knows no binding.
+    Yields:
+        None where none of them is bound: one rank alone, more threads than the smallest share has CPUs, cores of two
+        kinds, a placement of the user's, or a system that knows no binding.
     """
-    local_size = int(environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or 1)
+    local_size = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or ""
     is_chosen = any(environ.get(name) for name in _USERS_OWN)
-    if local_size == 1 or is_chosen or _SLOWER_CORES.exists() or not hasattr(os, "sched_setaffinity"):
-        return None
-    own = share(cores(os.sched_getaffinity(0)), int(environ.get("LOCAL_RANK", 0)), local_size)
-    if len(own) < num_threads:
-        return None
+    own = None
+    if local_size.isdigit() and int(local_size) > 1 and not is_chosen and hasattr(os, "sched_setaffinity"):
+        before = os.sched_getaffinity(0)
+        own = own_share(before, local_rank, int(local_size), num_threads) if are_alike(before) else None
+    if own is None or not _bind(own):
+        yield None
+        return
     try:
-        os.sched_setaffinity(0, own)
-    except OSError:  # a sandbox that forbids it
-        return None
-    for thread in os.listdir("/proc/self/task"):
+        yield own
+    finally:
+        _bind(before)
+
+
+def _bind(cpus: Collection[int]) -> bool:
+    """Binds this process's threads, the calling one first; False where a sandbox forbids it."""
+    try:
+        os.sched_setaffinity(0, cpus)
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return False
+    for thread in threads:
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            os.sched_setaffinity(int(thread), own)
-    return own
+            os.sched_setaffinity(int(thread), cpus)
+    return True
 
 
-def cores(cpus: Iterable[int], folder: Path = _CPUS) -> list[list[int]]:
-    """The CPUs of each core, neighbours in one socket next to each other.
+def own_share(
+    cpus: Iterable[int], local_rank: int, local_size: int, num_threads: int, devices: Path = _DEVICES
+) -> list[int] | None:
+    """The CPUs of one rank, as many whole cores as any other's; None where some rank would have fewer than threads."""
+    found = cores(cpus, devices)
+    number = len(found) // local_size
+    shares = [[*chain(*found[rank * number : (rank + 1) * number])] for rank in range(local_size)]
+    return shares[local_rank] if min(map(len, shares)) >= max(1, num_threads) else None
+
+
+def cores(cpus: Iterable[int], devices: Path = _DEVICES) -> list[list[int]]:
+    """The CPUs of each core, those of a socket next to each other.
 
     Args:
         cpus: that this process may use.
-        folder: where Linux describes them.
+        devices: where Linux describes them.
     """
     found: dict[tuple[int, int], list[int]] = {}
     for cpu in sorted(cpus):
-        package = _first_number(folder / f"cpu{cpu}/topology/physical_package_id", 0)
-        core = _first_number(folder / f"cpu{cpu}/topology/thread_siblings_list", cpu)
-        found.setdefault((package, core), []).append(cpu)
+        folder = devices / f"system/cpu/cpu{cpu}/topology"
+        place = _first_number(folder / "physical_package_id", 0), _first_number(folder / "thread_siblings_list", cpu)
+        found.setdefault(place, []).append(cpu)
     return [found[place] for place in sorted(found)]
 
 
-def share(cores: Sequence[Sequence[int]], local_rank: int, local_size: int) -> list[int]:
-    """The CPUs of one rank: as many whole cores as any other's; none where there are fewer cores than ranks. Pure."""
-    number = len(cores) // local_size
-    return [cpu for core in cores[local_rank * number : (local_rank + 1) * number] for cpu in core]
+def are_alike(cpus: Iterable[int], devices: Path = _DEVICES) -> bool:
+    """Whether no core is of a slower kind, which `cpu_atom` tells of Intel's processors and `cpu_capacity` of ARM's."""
+    capacities = {_first_number(devices / f"system/cpu/cpu{cpu}/cpu_capacity", 0) for cpu in cpus}
+    return len(capacities) == 1 and not (devices / "cpu_atom").exists()
 
 
 def _first_number(path: Path, default: int) -> int:

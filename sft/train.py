@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +145,7 @@ def train_with(args: Args, heartbeat: Heartbeat | None = None) -> None:
         args: the settings.
         heartbeat: hears that the run is to stop; by default what the launcher's board says, and no signals.
     """
-    import torch
-
     from sft.allocator import keep_freed_memory
-    from sft.core_binding import keep_to_own_cores
     from sft.world import world_from_env
 
     take_secrets()
@@ -160,23 +157,21 @@ def train_with(args: Args, heartbeat: Heartbeat | None = None) -> None:
     ) as world:
         if world.device.type == "cpu":
             keep_freed_memory(os.environ)
-            bound = keep_to_own_cores(os.environ, torch.get_num_threads())
-            if bound and world.is_main:
-                print(f"each rank keeps to CPUs of its own, rank 0 to {bound}", flush=True)
         train_in_world(args, world)
 
 
 def train_in_world(args: Args, world: World) -> None:
     """The whole run in a process group that is there already."""
+    from sft.device_check import refuse_what_is_not_here
     from sft.output_dir import held_output_dir
 
+    refuse_what_is_not_here(args, world.device)
     with held_output_dir(Path(args.output_dir), os.environ, world) as (output_dir, fence):
         _train_into(output_dir, fence, args, world)
 
 
 def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World) -> None:
     from sft.data_figures import keep_data_figures
-    from sft.device_check import refuse_what_is_not_here
     from sft.export import export_model
     from sft.history import History
     from sft.identity import Identity
@@ -187,43 +182,56 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
     from sft.run_summary import rank_figures, summary
     from sft.tokenizer import build_tokenizer
 
-    refuse_what_is_not_here(args, world.device)
     tokenizer = build_tokenizer(args)
     masker = masker_of(args, tokenizer)
     world.heartbeat.beat("data", 0)
     train_data = _dataset(args.train_sources, args.max_train_samples, masker, args, world)
     eval_data = _dataset({args.eval_file: 1.0}, args.max_eval_samples, masker, args, world) if args.eval_file else None
-    world.heartbeat.beat("start", 0)
-    built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)
     plan = Plan.of(args, len(train_data), world.size, train_data.lengths)
     check = fence.check if fence is not None else (lambda: None)
-    history = History(
-        output_dir,
-        plan.num_steps,
-        is_main=world.is_main,
-        tensorboard="none" not in args.reports,
-        check=check,
-        tracker=_tracker(args, output_dir),
-    )
-    identity = Identity.of(plan.settings(args), train_data.content_hash, masker.parts, args)
-    checkpoints = checkpoints_of(output_dir, fence, identity, history, args, plan, world)
-    state = resumed(checkpoints, engine, output_dir, args, plan, world)
-
-    with history, closing(checkpoints):
-        history.start(state.step)
-        if world.is_main:
-            keep_data_figures(output_dir, train_data, eval_data, check)
-        state = train(Training(engine, train_data, eval_data, args, plan, world, history, checkpoints), state)
-        world.heartbeat.beat("end", state.step)
-        ranks = rank_figures(engine.timer, world)
-        checkpoints.finish()
-        if args.load_best_model_at_end:
-            checkpoints.load_best(state, engine)
-        checkpoints.require_fence()
-        export_model(engine, tokenizer, output_dir, world, built.save_dtype, merge_adapters=args.lora.merge)
-        history.log_summary(summary(state, history.records, ranks, world))
+    world.heartbeat.beat("start", 0)
+    with _own_cores(world):
+        built, engine = build_engine(args, tokenizer, sorted(train_data.stop_token_ids), output_dir, world)
+        history = History(
+            output_dir,
+            plan.num_steps,
+            is_main=world.is_main,
+            tensorboard="none" not in args.reports,
+            check=check,
+            tracker=_tracker(args, output_dir),
+        )
+        identity = Identity.of(plan.settings(args), train_data.content_hash, masker.parts, args)
+        checkpoints = checkpoints_of(output_dir, fence, identity, history, args, plan, world)
+        state = resumed(checkpoints, engine, output_dir, args, plan, world)
+        with history, closing(checkpoints):
+            history.start(state.step)
+            if world.is_main:
+                keep_data_figures(output_dir, train_data, eval_data, check)
+            state = train(Training(engine, train_data, eval_data, args, plan, world, history, checkpoints), state)
+            world.heartbeat.beat("end", state.step)
+            ranks = rank_figures(engine.timer, world)
+            checkpoints.finish()
+            if args.load_best_model_at_end:
+                checkpoints.load_best(state, engine)
+            checkpoints.require_fence()
+            export_model(engine, tokenizer, output_dir, world, built.save_dtype, merge_adapters=args.lora.merge)
+            history.log_summary(summary(state, history.records, ranks, world))
     world.barrier()
     _say(world, f"model: {output_dir}")
+
+
+@contextmanager
+def _own_cores(world: World) -> Iterator[None]:
+    """This rank's share of the CPUs that it computes on. Not for the data: the rank that encodes uses them all."""
+    import torch
+
+    from sft.core_binding import own_cores
+
+    is_shared = world.size > 1 and world.device.type == "cpu"
+    with own_cores(os.environ, world.local_rank, torch.get_num_threads()) if is_shared else nullcontext() as cpus:
+        if cpus is not None:
+            _say(world, f"each rank of this machine keeps to CPUs of its own; rank 0 to {len(cpus)}")
+        yield
 
 
 def _tracker(args: Args, output_dir: Path) -> Callable[[], Tracker] | None:

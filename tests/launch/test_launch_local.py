@@ -140,9 +140,11 @@ def test_cancel_leaves_nothing(launch: Launcher) -> None:
     assert launch("wait", "x").returncode == 143
 
 
-@pytest.mark.parametrize(("nodes", "fails", "code"), [(2, "exit 42", 11), (1, "hang", 137)])
+@pytest.mark.parametrize(
+    ("nodes", "fails", "code", "why"), [(2, "exit 42", 11, "another node has failed"), (1, "hang", 137, "time is over")]
+)
 def test_a_rank_that_does_not_stop_is_ended_and_its_record_says_why(
-    launch: Launcher, nodes: int, fails: str, code: int
+    launch: Launcher, nodes: int, fails: str, code: int, why: str
 ) -> None:
     (launch.folder / "run.yaml").write_text(f"launch: {{nodes: {nodes}, launcher: direct, stop_grace_s: 1}}\n")
     words = ["--config", "run.yaml", "--env", f"FAIL={fails}", "--env", "WAIT_FOR=go"]
@@ -157,7 +159,7 @@ def test_a_rank_that_does_not_stop_is_ended_and_its_record_says_why(
     assert launch("wait", "x").returncode == (42 if nodes == 2 else 143)
     ended = json.loads(record.read_text())
     assert (ended["code"], ended["signal"], ended["stopped"]) == (code, 9, True)
-    assert re.fullmatch(r"had not stopped \d\.\d s after being told", ended["error"])
+    assert re.fullmatch(rf"ended by its node \d\.\d s after it was told to stop: {why}", ended["error"])
 
 
 @pytest.mark.parametrize("victim", ["torch.distributed.run", "launch.agent", "launch.local"])

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from launch import hang, memory_limit
-from launch.agent import have_ended_early
 from launch.errors import HANG
 from launch.hang import CERTAIN, LIKELY, UNKNOWN, WAITS, judge
-from launch.outcome import exit_line, read_outcome
+from launch.outcome import exit_line, have_ended_early, read_outcome
 from launch.spec import JobSpec, Resources, Watchdog
 from launch.watch import NodeWatch
 from launch.watchdog import Stillness

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from tiny import QWEN3, TOKENIZER, losses, write_conversations
 
+from sft.core_binding import are_alike, own_share
+
 pytestmark = pytest.mark.ranks
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -130,8 +132,11 @@ def test_torchrun_by_hand(settings: Path, environment: dict[str, str]) -> None:
         "--config",
         "run.yaml",
     ]
-    run([*words, "--output_dir", "out"], settings.parent, environment)
+    said = run([*words, "--output_dir", "out"], settings.parent, environment)
     assert len(losses(settings.parent / "out")) == 2
+    cpus = os.sched_getaffinity(0)
+    if are_alike(cpus) and own_share(cpus, 0, 2, 1):  # not before the data, which are encoded by all CPUs
+        assert said.index(" documents, ") < said.index("each rank of this machine keeps to CPUs of its own")
 
 
 def test_deepspeed_by_hand(settings: Path, environment: dict[str, str]) -> None:
