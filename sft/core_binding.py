@@ -14,27 +14,28 @@ _DEVICES = Path("/sys/devices")
 
 
 @contextlib.contextmanager
-def own_cores(environ: Mapping[str, str], local_rank: int, num_threads: int) -> Iterator[list[int] | None]:
+def own_cores(environ: Mapping[str, str], num_threads: int) -> Iterator[list[int] | None]:
     """The CPUs that this rank is bound to meanwhile, with all its threads and those that they start.
 
     The kernel moves a process that nothing binds from core to core; each time what it has in that core's cache is lost,
     and meanwhile two ranks may share a core. The figures are in docs/decisions/2026-11-22-core-binding.md.
 
     Args:
-        environ: with LOCAL_WORLD_SIZE (DeepSpeed's launcher: LOCAL_SIZE), how many ranks this machine has.
-        local_rank: which of them this one is.
+        environ: with LOCAL_RANK, and LOCAL_WORLD_SIZE (DeepSpeed's launcher: LOCAL_SIZE).
         num_threads: with which each of them computes.
 
     Yields:
         None where none of them is bound: one rank alone, more threads than the smallest share has CPUs, cores of two
         kinds, a placement of the user's, or a system that knows no binding.
     """
-    local_size = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or ""
+    local_rank = environ.get("LOCAL_RANK", "")
+    local_size = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE", "")
+    is_told = local_rank.isdigit() and local_size.isdigit() and int(local_rank) < int(local_size) != 1
     is_chosen = any(environ.get(name) for name in _USERS_OWN)
     own = None
-    if local_size.isdigit() and int(local_size) > 1 and not is_chosen and hasattr(os, "sched_setaffinity"):
+    if is_told and not is_chosen and hasattr(os, "sched_setaffinity"):
         before = os.sched_getaffinity(0)
-        own = own_share(before, local_rank, int(local_size), num_threads) if are_alike(before) else None
+        own = own_share(before, int(local_rank), int(local_size), num_threads) if are_alike(before) else None
     if own is None or not _bind(own):
         yield None
         return

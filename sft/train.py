@@ -228,7 +228,7 @@ def _own_cores(world: World) -> Iterator[None]:
     from sft.core_binding import own_cores
 
     is_shared = world.size > 1 and world.device.type == "cpu"
-    with own_cores(os.environ, world.local_rank, torch.get_num_threads()) if is_shared else nullcontext() as cpus:
+    with own_cores(os.environ, torch.get_num_threads()) if is_shared else nullcontext() as cpus:
         if cpus is not None:
             _say(world, f"each rank of this machine keeps to CPUs of its own; rank 0 to {len(cpus)}")
         yield

@@ -13,7 +13,7 @@ import pytest
 from sft.config import ROOT
 from sft.core_binding import are_alike, cores, own_share
 
-TWO = {"LOCAL_WORLD_SIZE": "2"}
+TWO = {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 BINDS = """
 import json, os, sys, threading
 from sft.core_binding import own_cores
@@ -25,7 +25,7 @@ def thread():
 
 seen = [sorted(os.sched_getaffinity(0))]
 earlier = thread()
-with own_cores(os.environ, int(sys.argv[1]), int(sys.argv[2])) as own:
+with own_cores(os.environ, int(sys.argv[1])) as own:
     seen.append(own)
     seen += [sorted(os.sched_getaffinity(number)) for number in (0, earlier, thread())]
 seen += [sorted(os.sched_getaffinity(number)) for number in (0, earlier)]
@@ -33,12 +33,12 @@ print(json.dumps(seen))
 """
 
 
-def bind(local_rank: int, num_threads: int, **environment: str) -> list[list[int] | None]:
+def bind(num_threads: int, **environment: str) -> list[list[int] | None]:
     """CPUs of a process of its own: before, those told, of it and of two threads meanwhile, of it and of one after."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP", "KMP", "LOCAL"))
     }
-    command = [sys.executable, "-c", BINDS, str(local_rank), str(num_threads)]
+    command = [sys.executable, "-c", BINDS, str(num_threads)]
     environment = {**inherited, **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     found: list[list[int] | None] = json.loads(done.stdout)
@@ -66,8 +66,8 @@ def allowed() -> list[int]:
 
 def test_a_rank_and_all_its_threads_keep_to_its_share_and_are_free_again_after_it(allowed: list[int]) -> None:
     shares = []
-    for rank in (0, 1):
-        before, own, *meanwhile, after, after_thread = bind(rank, 1, **TWO)
+    for rank in "01":
+        before, own, *meanwhile, after, after_thread = bind(1, **TWO | {"LOCAL_RANK": rank})
         assert own is not None
         assert meanwhile == [sorted(own)] * 3
         assert before == after == after_thread == allowed
@@ -80,25 +80,30 @@ def test_a_rank_and_all_its_threads_keep_to_its_share_and_are_free_again_after_i
     ("num_threads", "environment"),
     [
         (1, {}),
-        (1, {"LOCAL_WORLD_SIZE": "1"}),
-        (1, {"LOCAL_WORLD_SIZE": "two"}),
-        (1, {"LOCAL_SIZE": "1"}),
+        (1, {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}),
+        (1, {"LOCAL_WORLD_SIZE": "two", "LOCAL_RANK": "1"}),
+        (1, {"LOCAL_SIZE": "1", "LOCAL_RANK": "0"}),
+        (1, {"LOCAL_WORLD_SIZE": "2"}),
         (1, {**TWO, "OMP_PROC_BIND": "false"}),
         (1, {**TWO, "OMP_PLACES": "cores"}),
         (1, {**TWO, "GOMP_CPU_AFFINITY": "0"}),
         (1, {**TWO, "KMP_AFFINITY": "none"}),
         (10_000, TWO),
-        (1, {"LOCAL_WORLD_SIZE": "10000"}),
+        (1, {"LOCAL_WORLD_SIZE": "10000", "LOCAL_RANK": "1"}),
     ],
 )
 def test_nothing_is_bound_that_should_not_be(allowed: list[int], num_threads: int, environment: dict[str, str]) -> None:
-    before, own, *rest = bind(1, num_threads, **environment)
+    before, own, *rest = bind(num_threads, **environment)
     assert own is None
     assert [before, *rest] == [allowed] * 6
 
 
+def test_a_rank_beyond_their_number_is_not_bound(allowed: list[int]) -> None:
+    assert bind(1, LOCAL_WORLD_SIZE="2", LOCAL_RANK="2")[1] is None
+
+
 def test_deepspeeds_launcher_has_another_name_for_the_number_of_ranks(allowed: list[int]) -> None:
-    assert bind(1, 1, LOCAL_SIZE="2")[1] == bind(1, 1, **TWO)[1] != allowed
+    assert bind(1, LOCAL_SIZE="2", LOCAL_RANK="1")[1] == bind(1, **TWO)[1] != allowed
 
 
 def test_two_threads_of_a_core_stay_together_and_so_do_the_cores_of_a_socket(tmp_path: Path) -> None:
