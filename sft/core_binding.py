@@ -13,6 +13,15 @@ _USERS_OWN = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"
 _DEVICES = Path("/sys/devices")
 
 
+def place_among_ranks(environ: Mapping[str, str]) -> tuple[int, int]:
+    """(which of this node's ranks this is, their number), by LOCAL_RANK and LOCAL_WORLD_SIZE (DeepSpeed's launcher:
+    LOCAL_SIZE); (0, 1) where that is not told."""
+    local_rank = environ.get("LOCAL_RANK", "")
+    local_size = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE", "")
+    is_told = local_rank.isdigit() and local_size.isdigit() and int(local_rank) < int(local_size)
+    return (int(local_rank), int(local_size)) if is_told else (0, 1)
+
+
 @contextlib.contextmanager
 def own_cores(environ: Mapping[str, str], num_threads: int) -> Iterator[list[int] | None]:
     """The CPUs that this rank is bound to meanwhile, with all its threads and those that they start.
@@ -21,21 +30,19 @@ def own_cores(environ: Mapping[str, str], num_threads: int) -> Iterator[list[int
     and meanwhile two ranks may share a core. The figures are in docs/decisions/2026-11-22-core-binding.md.
 
     Args:
-        environ: with LOCAL_RANK, and LOCAL_WORLD_SIZE (DeepSpeed's launcher: LOCAL_SIZE).
+        environ: that of `place_among_ranks`.
         num_threads: with which each of them computes.
 
     Yields:
         None where none of them is bound: one rank alone, more threads than the smallest share has CPUs, cores of two
         kinds, a placement of the user's, or a system that knows no binding.
     """
-    local_rank = environ.get("LOCAL_RANK", "")
-    local_size = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE", "")
-    is_told = local_rank.isdigit() and local_size.isdigit() and int(local_rank) < int(local_size) != 1
+    local_rank, local_size = place_among_ranks(environ)
     is_chosen = any(environ.get(name) for name in _USERS_OWN)
     own = None
-    if is_told and not is_chosen and hasattr(os, "sched_setaffinity"):
+    if local_size > 1 and not is_chosen and hasattr(os, "sched_setaffinity"):
         before = os.sched_getaffinity(0)
-        own = own_share(before, int(local_rank), int(local_size), num_threads) if are_alike(before) else None
+        own = own_share(before, local_rank, local_size, num_threads) if are_alike(before) else None
     if own is None or not _bind(own):
         yield None
         return

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,14 +223,18 @@ def _train_into(output_dir: Path, fence: Fence | None, args: Args, world: World)
 @contextmanager
 def _own_cores(world: World) -> Iterator[None]:
     """This rank's share of the CPUs that it computes on. Not for the data: the rank that encodes uses them all."""
+    if world.size == 1 or world.device.type != "cpu":
+        yield
+        return
     import torch
 
-    from sft.core_binding import own_cores
+    from sft.core_binding import own_cores, place_among_ranks
 
-    is_shared = world.size > 1 and world.device.type == "cpu"
-    with own_cores(os.environ, torch.get_num_threads()) if is_shared else nullcontext() as cpus:
+    if not os.environ.get("OMP_NUM_THREADS"):  # as under `deepspeed`: every rank would have a thread for every core
+        torch.set_num_threads(max(1, torch.get_num_threads() // place_among_ranks(os.environ)[1]))
+    with own_cores(os.environ, torch.get_num_threads()) as cpus:
         if cpus is not None:
-            _say(world, f"each rank of this machine keeps to CPUs of its own; rank 0 to {len(cpus)}")
+            _say(world, f"each rank of a node keeps to its share of the CPUs; rank 0 to {len(cpus)}")
         yield
 
 
