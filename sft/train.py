@@ -230,12 +230,11 @@ def _own_cores(world: World) -> Iterator[None]:
 
     from sft.core_binding import own_cores, place_among_ranks
 
-    num_threads = before = torch.get_num_threads()
+    before = torch.get_num_threads()
     if not os.environ.get("OMP_NUM_THREADS"):  # as under `deepspeed`: every rank would have a thread for every core
-        num_threads = max(1, before // place_among_ranks(os.environ)[1])
-    torch.set_num_threads(num_threads)
+        torch.set_num_threads(max(1, before // place_among_ranks(os.environ)[1]))
     try:
-        with own_cores(os.environ, num_threads) as cpus:
+        with own_cores(os.environ, torch.get_num_threads()) as cpus:
             if cpus is not None:
                 _say(world, f"each rank of a node keeps to its share of the CPUs; rank 0 to {len(cpus)}")
             yield
