@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from sft.process_end import leave
 from sft.world import SequenceGroup, World
 
 
@@ -27,3 +28,4 @@ def _process(rank: int, size: int, function: Callable[..., None], folder: Path, 
     group = SequenceGroup(rank, size, dist.group.WORLD) if size > 1 else SequenceGroup()
     function(World(rank, rank, size, torch.device("cpu"), group), folder, *values)
     dist.destroy_process_group()
+    leave(0)  # as training does: torch's own threads may abort while the interpreter is taken down
