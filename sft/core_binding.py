@@ -42,7 +42,7 @@ def own_cores(environ: Mapping[str, str], num_threads: int) -> Iterator[list[int
     own = None
     if local_size > 1 and not is_chosen and hasattr(os, "sched_setaffinity"):
         before = os.sched_getaffinity(0)
-        own = own_share(before, local_rank, local_size, num_threads) if are_alike(before) else None
+        own = own_share(before, local_rank, local_size, num_threads)
     if own is None or not _bind(own):
         yield None
         return
@@ -55,8 +55,8 @@ def own_cores(environ: Mapping[str, str], num_threads: int) -> Iterator[list[int
 def _bind(cpus: Collection[int]) -> bool:
     """Binds this process's threads, the calling one first; False where a sandbox forbids it."""
     try:
-        os.sched_setaffinity(0, cpus)
         threads = os.listdir("/proc/self/task")
+        os.sched_setaffinity(0, cpus)
     except OSError:
         return False
     for thread in threads:
@@ -66,13 +66,15 @@ def _bind(cpus: Collection[int]) -> bool:
 
 
 def own_share(
-    cpus: Iterable[int], local_rank: int, local_size: int, num_threads: int, devices: Path = _DEVICES
+    cpus: Collection[int], local_rank: int, local_size: int, num_threads: int, devices: Path = _DEVICES
 ) -> list[int] | None:
-    """The CPUs of one rank, as many whole cores as any other's; None where some rank would have fewer than threads."""
+    """The CPUs of one rank, as many whole cores as any other's; None where some rank would have fewer than threads, or
+    slower ones."""
     found = cores(cpus, devices)
     number = len(found) // local_size
     shares = [[*chain(*found[rank * number : (rank + 1) * number])] for rank in range(local_size)]
-    return shares[local_rank] if min(map(len, shares)) >= max(1, num_threads) else None
+    are_enough = min(map(len, shares)) >= max(1, num_threads)
+    return shares[local_rank] if are_enough and are_alike(cpus, devices) else None
 
 
 def cores(cpus: Iterable[int], devices: Path = _DEVICES) -> list[list[int]]:
